@@ -1,0 +1,186 @@
+//! What the benchmarks share: the gateway as a process, what the kernel counts of it, and many devices.
+#![allow(dead_code, unreachable_pub)]
+
+pub mod devices;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpListener},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use plex::proto::{GetInfoRequest, gateway_client::GatewayClient};
+use tempfile::TempDir;
+use tonic::{
+    Request, Status,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
+
+pub const SECRET: &str = "bench-secret";
+
+/// What stands on the command line: words, and `--name value`.
+pub struct Arguments(Vec<String>);
+
+impl Arguments {
+    pub fn read() -> Self {
+        // `cargo bench` adds `--bench`.
+        Self(std::env::args().skip(1).filter(|argument| argument != "--bench").collect())
+    }
+
+    pub fn word(&self, place: usize) -> Option<&str> {
+        let first_flag = self.0.iter().position(|argument| argument.starts_with("--")).unwrap_or(self.0.len());
+        self.0[..first_flag].get(place).map(String::as_str)
+    }
+
+    pub fn number(&self, name: &str, default: usize) -> usize {
+        let place = self.0.iter().position(|argument| argument.strip_prefix("--") == Some(name));
+        place.map_or(default, |place| self.0[place + 1].parse().expect("a whole number"))
+    }
+}
+
+/// A process that is ended with this.
+pub struct Child {
+    child: std::process::Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Child {
+    pub fn new(mut child: std::process::Child) -> Self {
+        let lines = BufReader::new(child.stdout.take().expect("its output is piped"));
+        Self { child, lines }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line of its output.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("its output is text");
+        line.trim().to_owned()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The gateway, as users run it.
+pub struct Gateway {
+    child: std::process::Child,
+    pub device: SocketAddr,
+    pub control: SocketAddr,
+    _data_dir: TempDir,
+}
+
+impl Gateway {
+    /// Starts it on free ports, with more of its settings as `KEY=VALUE`.
+    pub fn start(settings: &[&str]) -> Self {
+        let data_dir = tempfile::tempdir().expect("a folder");
+        let (device, control) = (free_address(), free_address());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plex"));
+        command.arg("serve").current_dir(data_dir.path()).stdout(Stdio::null());
+        let own = [
+            format!("data_dir={}", data_dir.path().display()),
+            format!("device.listen={device}"),
+            format!("control.listen={control}"),
+            format!("control.secrets={SECRET}"),
+            "http.listen=127.0.0.1:0".to_owned(),
+            "metrics.listen=".to_owned(),
+            "log.level=error".to_owned(),
+        ];
+        for setting in own.iter().map(String::as_str).chain(settings.iter().copied()) {
+            command.args(["--set", setting]);
+        }
+        let child = command.spawn().expect("the gateway starts");
+        let gateway = Self { child, device, control, _data_dir: data_dir };
+        while std::net::TcpStream::connect(control).is_err() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        gateway
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub async fn backend(
+        &self,
+    ) -> GatewayClient<InterceptedService<Channel, fn(Request<()>) -> Result<Request<()>, Status>>> {
+        backend(self.control).await
+    }
+
+    pub async fn wait_for_connections(&self, count: u64) {
+        let mut backend = self.backend().await;
+        loop {
+            let info = backend.get_info(GetInfoRequest {}).await.expect("an answer").into_inner();
+            if info.connections == count {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub async fn backend(
+    address: SocketAddr,
+) -> GatewayClient<InterceptedService<Channel, fn(Request<()>) -> Result<Request<()>, Status>>> {
+    fn bearer(mut request: Request<()>) -> Result<Request<()>, Status> {
+        let value = format!("Bearer {SECRET}").parse().expect("a secret is ASCII");
+        request.metadata_mut().insert("authorization", value);
+        Ok(request)
+    }
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address is a URL");
+    let channel = endpoint.connect().await.expect("the control plane listens");
+    GatewayClient::with_interceptor(channel, bearer)
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port is free")
+}
+
+/// As deep a backlog as the gateway's.
+pub fn deepen(listener: &TcpListener) {
+    socket2::SockRef::from(listener).listen(65_535).expect("it listens");
+}
+
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// What the scheduler has given to all threads of a process.
+pub fn cpu_of(pid: u32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let nanos = tasks.filter_map(|task| {
+        let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanos.sum())
+}
+
+/// The resident set of a process, in bytes.
+pub fn resident_of(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel tells it");
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") * 1024
+}
+
+pub fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,85 @@
+//! `plex online`: who is.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Exit, Failure, Output,
+    gateway::GatewayArgs,
+    output::{connections, shown, timestamp},
+};
+use crate::proto::OnlineState;
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct OnlineArgs {
+    /// Whom to ask about, up to 10,000
+    #[arg(required = true, value_name = "UID")]
+    uids: Vec<String>,
+    #[command(flatten)]
+    gateway: GatewayArgs,
+}
+
+/// As `OnlineState` in protobuf's JSON; `since` is missing for who is offline.
+#[derive(Debug, Serialize)]
+struct OnlineLine<'a> {
+    uid: &'a str,
+    online: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+    node: &'a str,
+    connections: u32,
+}
+
+/// Asks. No is the answer where one of them isn't online.
+pub(super) async fn online(args: OnlineArgs, config: Option<PathBuf>) -> Result<Exit, Failure> {
+    let OnlineArgs { uids, gateway } = args;
+    let answer = gateway.connect(config)?.is_online(uids).await?;
+    let mut output = Output::stdout(gateway.json);
+    for state in &answer.states {
+        let line = line(state);
+        output.answer(&line, || text(&line))?;
+    }
+    Ok(if answer.states.iter().all(|state| state.online) { Exit::Done } else { Exit::No })
+}
+
+fn line(state: &OnlineState) -> OnlineLine<'_> {
+    let OnlineState { uid, online, since, node, connections } = state;
+    OnlineLine { uid, online: *online, since: timestamp(*since), node, connections: *connections }
+}
+
+fn text(line: &OnlineLine<'_>) -> String {
+    if !line.online {
+        return format!("{} offline", shown(line.uid));
+    }
+    let since = line.since.as_deref().map_or_else(String::new, |since| format!(" since {since}"));
+    format!("{} online{since} at {}, {}", shown(line.uid), shown(line.node), connections(line.connections))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_printed_for_people_and_for_scripts() {
+        let online = OnlineState {
+            uid: "alice".to_owned(),
+            online: true,
+            since: Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }),
+            node: "n1".to_owned(),
+            connections: 1,
+        };
+        assert_eq!(text(&line(&online)), "alice online since 1970-01-01T00:00:01.500Z at n1, 1 connection");
+        assert_eq!(
+            serde_json::to_string(&line(&online)).unwrap(),
+            r#"{"uid":"alice","online":true,"since":"1970-01-01T00:00:01.500Z","node":"n1","connections":1}"#
+        );
+        let offline = OnlineState { uid: "bob".to_owned(), ..Default::default() };
+        assert_eq!(text(&line(&offline)), "bob offline");
+        assert_eq!(
+            serde_json::to_string(&line(&offline)).unwrap(),
+            r#"{"uid":"bob","online":false,"node":"","connections":0}"#
+        );
+    }
+}

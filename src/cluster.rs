@@ -1,0 +1,334 @@
+//! Who is online anywhere: presence, folded from one log, and what nodes ask each other. It doesn't know the hub, which
+//! writes claims and releases, and takes what comes in.
+
+mod bus;
+mod changes;
+mod cursor;
+mod directory;
+mod fold;
+mod hosts;
+mod log;
+mod node;
+#[cfg(test)]
+mod tests;
+mod watcher;
+
+use std::{fmt, future::Future, sync::Arc};
+
+use futures_util::future::join_all;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
+
+use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, Uid};
+
+use bus::{ASK_TIMEOUT, FORWARD_TIMEOUT};
+use directory::Entry;
+use fold::{Record, State};
+use node::Node;
+
+pub(crate) use bus::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, SessionPages};
+pub(crate) use fold::Incarnation;
+pub(crate) use hosts::Card;
+pub use log::LocalLog;
+pub(crate) use node::Options;
+pub(crate) use watcher::{Update, Watcher};
+
+/// How many uids are looked up under one lock.
+const LOOK_UP_CHUNK: usize = 256;
+
+/// A node's part in presence. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Cluster(Arc<Node>);
+
+/// What a uid that is online holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Holding {
+    /// When it came online.
+    pub(crate) since: Millis,
+    /// The node of its newest connection.
+    pub(crate) node: NodeName,
+    /// How many connections it has, on all nodes.
+    pub(crate) connections: u32,
+    /// The nodes that hold them, that of the newest first, each once.
+    pub(crate) nodes: Vec<Incarnation>,
+}
+
+/// What [`Cluster::presence_of`] tells of a uid that is online.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Presence<'a> {
+    /// When it came online.
+    pub(crate) since: Millis,
+    /// The node of its newest connection.
+    pub(crate) node: &'a NodeName,
+    /// How many connections it has, on all nodes.
+    pub(crate) connections: u32,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("node", self.name()).field("incarnation", &self.incarnation()).finish()
+    }
+}
+
+impl Cluster {
+    /// Joins `log` as `node`; the join is folded when it returns. An earlier node of that name on the log ends: what it
+    /// held goes offline, and its inbox ends. `connections_per_uid` is that of the nodes already there.
+    #[must_use]
+    pub(crate) fn join(log: &LocalLog, node: NodeName, options: Options) -> (Self, Inbox) {
+        let (node, inbox) = Node::join(log, node, options);
+        (Self(node), inbox)
+    }
+
+    /// Says that this node holds a connection of `uid`, in place of its own connection `replaces`. `accepted` is on the
+    /// clock of [`Cluster::now`]; where it is over a second ago, newer connections keep their place. Folded by every
+    /// node of the log when it returns. Those that have to go, which may be this one, come in as
+    /// [`Inbound::Close`]; `replaces` has ended already. Without effect once this node has ended.
+    pub(crate) fn claim(
+        &self,
+        uid: &Uid,
+        number: ConnectionNumber,
+        replaces: Option<ConnectionNumber>,
+        accepted: Millis,
+    ) {
+        self.0.write(&[Record::Claim { uid: uid.clone(), number, replaces, accepted }]);
+    }
+
+    /// Says that a connection of this node has ended. Folded as [`Cluster::claim`]; without effect where the log has
+    /// displaced it before.
+    pub(crate) fn release(&self, uid: &Uid, number: ConnectionNumber, reason: EndReason) {
+        self.0.write(&[Record::Release { uid: uid.clone(), number, reason }]);
+    }
+
+    /// The log's time now; never goes back.
+    #[must_use]
+    pub(crate) fn now(&self) -> Millis {
+        self.0.log().now()
+    }
+
+    /// What `uid` holds; `None` where it is offline.
+    #[must_use]
+    pub(crate) fn lookup(&self, uid: &str) -> Option<Holding> {
+        let presence = self.0.presence();
+        let state = &presence.state;
+        let entry = state.directory.get(uid)?;
+        let mut nodes = Vec::with_capacity(1);
+        for connection in entry.connections().iter().rev() {
+            let incarnation = state.node(connection.node).incarnation;
+            if !nodes.contains(&incarnation) {
+                nodes.push(incarnation);
+            }
+        }
+        let Presence { since, node, connections } = presence_in(state, entry);
+        Some(Holding { since, node: node.clone(), connections, nodes })
+    }
+
+    /// Tells `each`, in order, what every one of `uids` holds. Many are looked up under one lock: `each` may not call
+    /// the cluster.
+    pub(crate) fn presence_of<'a>(
+        &self,
+        uids: impl IntoIterator<Item = &'a str>,
+        mut each: impl FnMut(Option<Presence<'_>>),
+    ) {
+        let mut uids = uids.into_iter().peekable();
+        while uids.peek().is_some() {
+            let presence = self.0.presence();
+            let state = &presence.state;
+            for uid in uids.by_ref().take(LOOK_UP_CHUNK) {
+                each(state.directory.get(uid).map(|entry| presence_in(state, entry)));
+            }
+        }
+    }
+
+    /// The place in the log of a connection of this node; `None` where it isn't there.
+    #[must_use]
+    pub(crate) fn epoch_of(&self, uid: &str, number: ConnectionNumber) -> Option<u64> {
+        let presence = self.0.presence();
+        let own = presence.state.index_of(self.incarnation())?;
+        let entry = presence.state.directory.get(uid)?;
+        let mut connections = entry.connections().iter();
+        Some(connections.find(|connection| connection.node == own && connection.number == number)?.epoch)
+    }
+
+    /// How many uids are online.
+    #[must_use]
+    pub(crate) fn uids(&self) -> u64 {
+        self.0.presence().state.directory.uids()
+    }
+
+    /// Since when the log is kept.
+    #[must_use]
+    pub(crate) fn known_since(&self) -> Millis {
+        self.0.known_since()
+    }
+
+    /// What this node is called.
+    #[must_use]
+    pub(crate) fn name(&self) -> &NodeName {
+        self.0.name()
+    }
+
+    /// This node's life.
+    #[must_use]
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.0.incarnation()
+    }
+
+    /// Whether no other node is live.
+    #[must_use]
+    pub(crate) fn is_single(&self) -> bool {
+        self.0.is_single()
+    }
+
+    /// The names of the nodes that are live, this one too.
+    #[cfg(test)]
+    pub(crate) fn nodes(&self) -> Vec<NodeName> {
+        self.0.presence().state.live().map(|live| live.name.clone()).collect()
+    }
+
+    /// Hands a push to a node that [`Cluster::lookup`] named: it is in that node's queue, or isn't, when this returns, so
+    /// that pushes keep their order. The outcome comes within 2 s, with an `ack_timeout` so much later.
+    pub(crate) fn forward(
+        &self,
+        node: Incarnation,
+        push: ForwardedPush,
+    ) -> impl Future<Output = Forwarded> + Send + use<> {
+        let wait = FORWARD_TIMEOUT + push.ack_timeout.unwrap_or_default();
+        let (answer, answered) = oneshot::channel();
+        let taken = self.0.log().bus().send(node, Inbound::Push { push, answer });
+        async move {
+            if !taken {
+                return Forwarded::Unreachable;
+            }
+            match timeout(wait, answered).await {
+                Ok(Ok(Some(outcome))) => Forwarded::Outcome(outcome),
+                Ok(Ok(None)) => Forwarded::NotHere,
+                _ => Forwarded::Unknown,
+            }
+        }
+    }
+
+    /// Asks every *other* node to push to all its devices; sums their answers, and names those that didn't answer in
+    /// 30 s. All have been asked when this returns.
+    pub(crate) fn broadcast(
+        &self,
+        uri: &Arc<str>,
+        body: &Arc<str>,
+    ) -> impl Future<Output = (BroadcastTally, Vec<NodeName>)> + Send + use<> {
+        let asked = self.others().into_iter().map(|(node, name)| {
+            let (uri, body) = (uri.clone(), body.clone());
+            let answered = self.ask(node, |answer| Inbound::Broadcast { uri, body, answer });
+            async move { (name, answered.await) }
+        });
+        // Collected: asked now, not when the answers are waited for.
+        let asked: Vec<_> = asked.collect();
+        async move {
+            let mut all = (BroadcastTally::default(), Vec::new());
+            for (name, answer) in join_all(asked).await {
+                match answer {
+                    Some(tally) => {
+                        all.0.sent += tally.sent;
+                        all.0.queue_full += tally.queue_full;
+                    }
+                    None => all.1.push(name),
+                }
+            }
+            all
+        }
+    }
+
+    /// Asks those of `nodes` that aren't this one to end the connections of `uid`; gives how many they have ended. One
+    /// that doesn't answer in 30 s counts none.
+    pub(crate) fn disconnect(
+        &self,
+        nodes: &[Incarnation],
+        uid: &Uid,
+        reason: &str,
+    ) -> impl Future<Output = u32> + Send + use<> {
+        let reason: Arc<str> = reason.into();
+        let others = nodes.iter().filter(|node| **node != self.incarnation());
+        let asked = others.map(|node| {
+            let (uid, reason) = (uid.clone(), reason.clone());
+            self.ask(*node, |answer| Inbound::Disconnect { uid, reason, answer })
+        });
+        let asked: Vec<_> = asked.collect();
+        async move { join_all(asked).await.into_iter().flatten().sum() }
+    }
+
+    /// The sessions of *other* nodes: those of one uid, of the nodes that hold it, or all of all.
+    #[must_use]
+    pub(crate) fn sessions(&self, uid: Option<&Uid>) -> SessionPages {
+        let (answer, pages) = mpsc::channel(1);
+        let holders = uid.map(|uid| self.lookup(uid.as_str()).map_or_else(Vec::new, |holding| holding.nodes));
+        for (node, _) in self.others() {
+            if holders.as_ref().is_some_and(|holders| !holders.contains(&node)) {
+                continue;
+            }
+            self.0.log().bus().send(node, Inbound::Sessions { uid: uid.cloned(), answer: answer.clone() });
+        }
+        SessionPages(pages)
+    }
+
+    /// Tells all nodes what this one can take. Without effect where that is what it last told.
+    pub(crate) fn announce(&self, card: Card) {
+        let told = self
+            .0
+            .presence()
+            .state
+            .live()
+            .any(|live| live.incarnation == self.incarnation() && live.card.as_ref() == Some(&card));
+        if !told {
+            self.0.write(&[Record::Card(card)]);
+        }
+    }
+
+    /// Where a new device should connect: an address of the ready node with the lowest load (its connections, and those
+    /// that this node has sent there in the last 5 s), at random where loads are within 2 %. `None`: no node takes
+    /// devices.
+    #[must_use]
+    pub(crate) fn choose_host(&self) -> Option<(String, NodeName)> {
+        let mut grants = self.0.grants();
+        let presence = self.0.presence();
+        let (address, node) = grants.choose(presence.state.live(), Instant::now())?;
+        Some((address, node.name.clone()))
+    }
+
+    /// Follows the presence of `uids`, in any order, of everyone where there are none. Begins now with a snapshot, or
+    /// without it where `skip_snapshot` says so; or, where `resume_after` is a cursor of a watcher of the same uids that
+    /// this node can follow, with what was missed since. Where it can't: reset and snapshot.
+    #[must_use]
+    pub(crate) fn watch(&self, uids: Vec<Uid>, skip_snapshot: bool, resume_after: &str) -> Watcher {
+        Watcher::new(self.0.clone(), uids, skip_snapshot, resume_after)
+    }
+
+    /// Ends this node's life in the log: what it still holds goes offline (draining), its inbox ends, and later claims are
+    /// ignored.
+    pub(crate) fn leave(&self) {
+        self.0.log().leave(self.incarnation(), &self.0);
+    }
+
+    fn others(&self) -> Vec<(Incarnation, NodeName)> {
+        let own = self.incarnation();
+        let presence = self.0.presence();
+        let others = presence.state.live().filter(|live| live.incarnation != own);
+        others.map(|live| (live.incarnation, live.name.clone())).collect()
+    }
+
+    /// Puts a question now, and gives the answer, if one comes in time.
+    fn ask<T: Send + 'static, Q: FnOnce(oneshot::Sender<T>) -> Inbound>(
+        &self,
+        node: Incarnation,
+        question: Q,
+    ) -> impl Future<Output = Option<T>> + Send + use<T, Q> {
+        let (answer, answered) = oneshot::channel();
+        // Not taken: the answer's place is dropped with it.
+        self.0.log().bus().send(node, question(answer));
+        async move { timeout(ASK_TIMEOUT, answered).await.ok()?.ok() }
+    }
+}
+
+fn presence_in<'a>(state: &'a State, entry: &Entry) -> Presence<'a> {
+    let connections = u32::try_from(entry.connections().len()).unwrap_or(u32::MAX);
+    Presence { since: entry.since(), node: &state.node(entry.newest().node).name, connections }
+}

@@ -1,0 +1,85 @@
+//! The effective configuration, as a file.
+
+use std::fmt::Write;
+
+use super::{Config, kind::Written, sections::SECTIONS};
+
+/// `config` as TOML that can be used as a file again, every key with the value that counts. Secrets are left out, and keys
+/// that aren't set have no value to print: of both a comment tells, `# control.secrets: 2 set`.
+#[must_use]
+pub fn print(config: &Config) -> String {
+    let resolved = Config { data_dir: Some(config.data_dir()), ..config.clone() };
+    let mut text = String::new();
+    for (section, keys) in SECTIONS {
+        if !section.is_empty() {
+            push(&mut text, format_args!("\n[{section}]"));
+        }
+        for key in keys {
+            match (key.get)(&resolved) {
+                Written::Value(value) => push(&mut text, format_args!("{} = {value}", key.name)),
+                Written::Comment(comment) => push(&mut text, format_args!("# {}: {comment}", key.full_name())),
+            }
+        }
+    }
+    text
+}
+
+fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(text, "{line}").expect("a String takes what is written to it");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AuthMode, LogLevel, Secret, Sources, load};
+
+    /// What a file of `text` is read into.
+    fn reload(text: &str) -> Config {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("printed.toml");
+        std::fs::write(&file, text).unwrap();
+        load(Sources { file: Some(file), ..Sources::default() }).unwrap_or_else(|error| panic!("{error}\n{text}"))
+    }
+
+    #[test]
+    fn the_default_configuration_can_be_used_as_a_file() {
+        let text = print(&Config::default());
+        let expected = Config { data_dir: Some(Config::default().data_dir()), ..Config::default() };
+        assert_eq!(reload(&text), expected);
+        assert!(text.contains("\n[device]\nlisten = \"127.0.0.1:9578\"\n"), "{text}");
+        assert!(text.contains("\nheartbeat = \"1m\"\n") && text.contains("\nmax_frame = \"64KiB\"\n"), "{text}");
+        assert!(text.contains("\n# control.secrets: none; made up at the first start\n"), "{text}");
+        assert!(text.contains("\n# control.max_connection_age: none\n"), "{text}");
+        assert!(text.contains("\n# hosts.advertise: that of device.listen\n"), "{text}");
+    }
+
+    #[test]
+    fn what_was_set_survives_printing_and_secrets_are_left_out() {
+        let mut config = Config { data_dir: Some("/a \"b\"\n\\c".into()), ..Config::default() };
+        config.node.name = "n-1".to_owned();
+        config.log.level = LogLevel::Trace;
+        config.device.listen = None;
+        config.device.max_frame = 1_000_000;
+        config.device.queue_bytes = 1_025;
+        config.device.heartbeat = std::time::Duration::from_micros(1_500_001);
+        config.control.max_connection_age = Some(std::time::Duration::from_hours(720));
+        config.hosts.advertise = Some(vec!["a.example.com:1".parse().unwrap(), "[::]:2".parse().unwrap()]);
+        config.auth.mode = Some(AuthMode::Trust);
+        let printed = print(&config);
+        assert_eq!(reload(&printed), config, "{printed}");
+
+        config.control.secrets = vec![Secret::new("hush").unwrap(), Secret::new("hush2").unwrap()];
+        let printed = print(&config);
+        assert!(printed.contains("\n# control.secrets: 2 set\n") && !printed.contains("hush"), "{printed}");
+    }
+
+    #[test]
+    fn no_listener_and_no_hosts_are_printed_as_such() {
+        let mut config = Config { data_dir: Some("/d".into()), ..Config::default() };
+        config.metrics.listen = None;
+        config.hosts.advertise = Some(Vec::new());
+        let printed = print(&config);
+        assert!(printed.contains("[metrics]\nlisten = \"\"\n") && printed.contains("advertise = []\n"), "{printed}");
+        assert_eq!(reload(&printed), config);
+    }
+}

@@ -1,0 +1,182 @@
+//! The control plane: what business backends call over gRPC.
+//!
+//! Each call decodes, asks the hub, encodes. Only here a gRPC status is known; an outcome of a push never is one.
+
+mod call;
+mod convert;
+mod incoming;
+mod presence;
+mod push;
+mod push_stream;
+mod secret;
+mod sessions;
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::stream::BoxStream;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, service::Routes};
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+use self::{convert::Checks, secret::Secrets};
+use crate::{
+    config::ControlConfig,
+    hub::Hub,
+    proto::{
+        BroadcastRequest, BroadcastResponse, DisconnectRequest, DisconnectResponse, FILE_DESCRIPTOR_SET,
+        GetHostRequest, GetHostResponse, GetInfoRequest, GetInfoResponse, IsOnlineRequest, IsOnlineResponse,
+        ListSessionsRequest, ListSessionsResponse, OnlineStatusRequest, OnlineStatusResponse, PushManyRequest,
+        PushManyResponse, PushRequest, PushResponse, PushStreamRequest,
+        gateway_server::{Gateway, GatewayServer},
+    },
+    telemetry::Metrics,
+};
+
+/// Most events, results or sessions in one message of a stream.
+const BATCH_MAX: usize = 1_000;
+
+/// How often a connection without traffic is asked whether its peer is still there, and how long it may take: a
+/// backend that has gone doesn't hold its streams for ever.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+
+/// Bytes that a caller may send ahead: of one stream, of one connection.
+const WINDOW: (u32, u32) = (1 << 20, 4 << 20);
+
+/// The service `plex.v1.Gateway`. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Control(Arc<Inner>);
+
+struct Inner {
+    hub: Hub,
+    metrics: Metrics,
+    checks: Checks,
+    stream_window: usize,
+    /// The end of the drain: streams end.
+    stopping: CancellationToken,
+}
+
+impl Control {
+    pub(crate) fn new(
+        hub: Hub,
+        metrics: Metrics,
+        config: &ControlConfig,
+        frame_bytes_max: u32,
+        frame_bytes: convert::FrameBytes,
+        stopping: CancellationToken,
+    ) -> Self {
+        let checks = Checks { frame_bytes_max, frame_bytes };
+        Self(Arc::new(Inner { hub, metrics, checks, stream_window: config.stream_window as usize, stopping }))
+    }
+}
+
+/// Serves the control plane on this thread until `stop`; then waits for the calls under way.
+pub(crate) async fn serve<H: Health>(
+    listener: TcpListener,
+    control: Control,
+    secrets: Vec<crate::config::Secret>,
+    health: HealthServer<H>,
+    config: ControlConfig,
+    stop: CancellationToken,
+) {
+    let secrets = Secrets::new(secrets, control.0.metrics.clone());
+    let gateway = GatewayServer::with_interceptor(control, move |request: Request<()>| secrets.check(request));
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("the compiled descriptors are whole");
+    let routes = Routes::new(gateway).add_service(health).add_service(reflection);
+    let mut server = tonic::transport::Server::builder()
+        .max_concurrent_streams(config.max_streams)
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .initial_stream_window_size(WINDOW.0)
+        .initial_connection_window_size(WINDOW.1);
+    if let Some(age) = config.max_connection_age {
+        server = server.max_connection_age(age);
+    }
+    let incoming = incoming::incoming(listener, config.max_connection_age);
+    let served = server.add_routes(routes).serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(%error, "control plane");
+    }
+}
+
+#[tonic::async_trait]
+impl Gateway for Control {
+    type PushStreamStream = push_stream::Results;
+    type OnlineStatusStream = BoxStream<'static, Result<OnlineStatusResponse, Status>>;
+    type ListSessionsStream = BoxStream<'static, Result<ListSessionsResponse, Status>>;
+
+    async fn push(&self, request: Request<PushRequest>) -> Result<Response<PushResponse>, Status> {
+        self.push_one(request).await
+    }
+
+    async fn push_stream(
+        &self,
+        request: Request<Streaming<PushStreamRequest>>,
+    ) -> Result<Response<Self::PushStreamStream>, Status> {
+        Ok(Response::new(push_stream::start(self.clone(), request)))
+    }
+
+    async fn push_many(&self, request: Request<PushManyRequest>) -> Result<Response<PushManyResponse>, Status> {
+        self.push_to_many(request).await
+    }
+
+    async fn broadcast(&self, request: Request<BroadcastRequest>) -> Result<Response<BroadcastResponse>, Status> {
+        self.push_to_all(request).await
+    }
+
+    async fn is_online(&self, request: Request<IsOnlineRequest>) -> Result<Response<IsOnlineResponse>, Status> {
+        self.online_states(&request.into_inner()).map(Response::new)
+    }
+
+    async fn online_status(
+        &self,
+        request: Request<OnlineStatusRequest>,
+    ) -> Result<Response<Self::OnlineStatusStream>, Status> {
+        self.watch(request).map(Response::new)
+    }
+
+    async fn get_host(&self, request: Request<GetHostRequest>) -> Result<Response<GetHostResponse>, Status> {
+        convert::transport(&request.get_ref().transport)?;
+        match self.0.hub.choose_host(&request.get_ref().transport) {
+            Some((host, node)) => Ok(Response::new(GetHostResponse { host, node: node.as_str().to_owned() })),
+            None => Err(Status::unavailable("no node takes devices by this transport now")),
+        }
+    }
+
+    async fn get_info(&self, _: Request<GetInfoRequest>) -> Result<Response<GetInfoResponse>, Status> {
+        let Inner { hub, checks, .. } = &*self.0;
+        let cluster = hub.cluster();
+        Ok(Response::new(GetInfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: cluster.name().as_str().to_owned(),
+            features: if cluster.is_single() { Vec::new() } else { vec!["cluster".to_owned()] },
+            frame_bytes_max: checks.frame_bytes_max,
+            uids: cluster.uids(),
+            connections: hub.connections() as u64,
+            known_since: Some(convert::timestamp(cluster.known_since())),
+        }))
+    }
+
+    async fn disconnect(&self, request: Request<DisconnectRequest>) -> Result<Response<DisconnectResponse>, Status> {
+        let DisconnectRequest { uid, reason } = request.into_inner();
+        convert::uid("uid", &uid)?;
+        let connections = self.0.hub.disconnect(&uid, &reason).await;
+        Ok(Response::new(DisconnectResponse { connections }))
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<ListSessionsRequest>,
+    ) -> Result<Response<Self::ListSessionsStream>, Status> {
+        self.sessions(request).map(Response::new)
+    }
+}
+
+/// How a stream ends when the node, or the connection's time, is over.
+fn over() -> Status {
+    Status::unavailable("the gateway ends this stream: open it again")
+}

@@ -1,0 +1,101 @@
+//! Accepts devices.
+
+use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{
+    Devices, close,
+    handshake::{Failure, handshake},
+    inbox::Inbox,
+    session::Session,
+    transport::Transport,
+};
+
+/// Pause after an accept that failed for want of descriptors or memory: there is nothing else to do about it.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts devices on this thread until the node stops.
+pub(crate) async fn serve(listener: TcpListener, devices: Devices) {
+    let stopping = devices.stopping.clone();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stopping.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, remote)) => accept(stream, remote, &devices),
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "accepting devices");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn is_of_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+fn accept(stream: TcpStream, remote: SocketAddr, devices: &Devices) {
+    devices.metrics.accepted.inc();
+    if devices.is_full() {
+        devices.metrics.over_limit.inc();
+        return;
+    }
+    // Frames are small and go out whole: nothing is gained by waiting for more. It fails only on a dead socket.
+    let _ = stream.set_nodelay(true);
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+    let stranger = Stranger::new(devices);
+    let tasks = &devices.tasks;
+    let devices = devices.clone();
+    tasks.spawn(async move {
+        let tasks = devices.tasks.clone();
+        // A task of its own: a handshake's room is large, and a session that lasts for days shall not carry it.
+        if let Some(session) = arrival(devices, stream, remote, stranger).await {
+            tasks.spawn(session.run());
+        }
+    });
+}
+
+/// One connection, from its first byte until it has authenticated; or to its last, where it doesn't.
+pub(super) async fn arrival<T: Transport>(
+    devices: Devices,
+    transport: T,
+    remote: SocketAddr,
+    stranger: Stranger,
+) -> Option<Session<T>> {
+    let mut inbox = Inbox::default();
+    let login = handshake(&devices, &transport, remote, &mut inbox).await;
+    drop(stranger);
+    match login {
+        Ok(login) => Some(Session::begin(devices, transport, remote, inbox, login)),
+        Err(failure) => {
+            devices.metrics.unauthenticated.inc();
+            tracing::debug!(%remote, ?failure, "not authenticated");
+            if let Failure::Close(frame) = failure {
+                close::last(&transport, frame.as_deref()).await;
+            }
+            None
+        }
+    }
+}
+
+/// Counts a connection that hasn't authenticated, while it lives.
+pub(super) struct Stranger(Devices);
+
+impl Stranger {
+    pub(super) fn new(devices: &Devices) -> Self {
+        devices.strangers.fetch_add(1, Relaxed);
+        Self(devices.clone())
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.0.strangers.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,261 @@
+//! What concerns other nodes: pushes to the uids that they hold, questions to all, and the questions of others.
+
+use std::sync::Arc;
+
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, join_all},
+    stream::{self, BoxStream},
+};
+use tokio::time::Instant;
+
+use super::{Ack, Hub, Pushed};
+use crate::{
+    cluster::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation},
+    model::{EndReason, NodeName, Push, PushOutcome, PushStatus, Session, Uid},
+};
+
+/// A push that other nodes have to be asked about.
+#[must_use]
+pub(crate) struct Elsewhere {
+    outcome: BoxFuture<'static, PushOutcome>,
+    waits: bool,
+}
+
+impl Elsewhere {
+    /// Whether it waits for a device's answer.
+    pub(crate) fn waits(&self) -> bool {
+        self.waits
+    }
+
+    pub(crate) async fn outcome(self) -> PushOutcome {
+        self.outcome.await
+    }
+}
+
+/// What a broadcast did, over all nodes.
+#[derive(Debug)]
+pub(crate) struct Broadcast {
+    pub(crate) sent: u64,
+    pub(crate) queue_full: u64,
+    /// Nodes that didn't tell.
+    pub(crate) silent: Vec<NodeName>,
+}
+
+impl Hub {
+    /// Pushes here and to the other nodes that hold the uid.
+    pub(super) fn push_anywhere(&self, uid: &str, push: Push<'_>, ack: Option<Ack>) -> Pushed {
+        let others = self.others_with(uid);
+        if others.is_empty() {
+            return self.push_here(uid, push, ack);
+        }
+        let ack_deadline = ack.as_ref().map(|ack| ack.deadline);
+        // The permit stays with the part that waits here, or ends with it; the others hold one at their own node.
+        let here = self.push_here(uid, push, ack);
+        Pushed::Elsewhere(self.ask_others(others, uid, push, ack_deadline, here))
+    }
+
+    /// Adds what other nodes do with a push of [`Hub::push_many`].
+    pub(super) fn with_elsewhere(&self, uid: &str, push: Push<'_>, here: Pushed) -> Pushed {
+        if self.0.cluster.is_single() {
+            return here;
+        }
+        match self.others_with(uid) {
+            others if others.is_empty() => here,
+            others => Pushed::Elsewhere(self.ask_others(others, uid, push, None, here)),
+        }
+    }
+
+    /// The other nodes that hold a uid, that of the newest connection first.
+    fn others_with(&self, uid: &str) -> Vec<Incarnation> {
+        let own = self.0.cluster.incarnation();
+        let nodes = self.0.cluster.lookup(uid).map(|holding| holding.nodes).unwrap_or_default();
+        nodes.into_iter().filter(|node| *node != own).collect()
+    }
+
+    /// All are asked when this returns, so that pushes keep their order.
+    fn ask_others(
+        &self,
+        others: Vec<Incarnation>,
+        uid: &str,
+        push: Push<'_>,
+        ack_deadline: Option<Instant>,
+        here: Pushed,
+    ) -> Elsewhere {
+        let forwarded = ForwardedPush {
+            uid: Uid::new(uid).expect("it was checked"),
+            uri: push.uri.into(),
+            body: push.body.into(),
+            ack_timeout: ack_deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
+        };
+        let asked: Vec<_> = others.iter().map(|node| self.forward(*node, forwarded.clone()).boxed()).collect();
+        let here = async move {
+            match here {
+                Pushed::Done(outcome) => outcome,
+                Pushed::Waiting(waiting) => waiting.await,
+                Pushed::Elsewhere(elsewhere) => elsewhere.outcome().await,
+            }
+        };
+        let waits = ack_deadline.is_some();
+        let outcome = async move {
+            if waits {
+                first_answer(here.boxed(), asked).await
+            } else {
+                let (here, mut all) = futures_util::future::join(here, join_all(asked)).await;
+                all.push(here);
+                all.into_iter().reduce(better).expect("this node's is among them")
+            }
+        };
+        Elsewhere { outcome: outcome.boxed(), waits }
+    }
+
+    /// Hands a push to another node; once more to the node that has the uid meanwhile.
+    fn forward(&self, node: Incarnation, push: ForwardedPush) -> impl Future<Output = PushOutcome> + Send + use<> {
+        let (hub, first) = (self.clone(), self.0.cluster.forward(node, push.clone()));
+        async move {
+            let mut answer = first.await;
+            if answer == Forwarded::NotHere {
+                answer = match hub.others_with(push.uid.as_str()).first() {
+                    Some(node) => hub.0.cluster.forward(*node, push).await,
+                    None => Forwarded::NotHere,
+                };
+            }
+            match answer {
+                Forwarded::Outcome(outcome) => outcome,
+                Forwarded::NotHere => PushOutcome::unsent(PushStatus::Offline),
+                Forwarded::Unreachable => PushOutcome::unsent(PushStatus::Unreachable),
+                Forwarded::Unknown => PushOutcome::unsent(PushStatus::Unknown),
+            }
+        }
+    }
+
+    /// Pushes to every connection of every node.
+    pub(crate) async fn broadcast(&self, push: Push<'_>) -> Broadcast {
+        let others = self.0.cluster.broadcast(&push.uri.into(), &push.body.into());
+        let ((sent, queue_full), (tally, silent)) = futures_util::future::join(self.broadcast_here(push), others).await;
+        Broadcast { sent: sent + tally.sent, queue_full: queue_full + tally.queue_full, silent }
+    }
+
+    /// Ends all connections of a uid, on every node. Returns how many.
+    pub(crate) async fn disconnect(&self, uid: &str, reason: &str) -> u32 {
+        let others = if self.0.cluster.is_single() { Vec::new() } else { self.others_with(uid) };
+        let here = self.disconnect_here(uid, reason);
+        if others.is_empty() {
+            return here;
+        }
+        let uid = Uid::new(uid).expect("it was checked");
+        here + self.0.cluster.disconnect(&others, &uid, reason).await
+    }
+
+    /// The sessions of one uid, or of all, of every node: a page after the other.
+    pub(crate) fn sessions(&self, uid: Option<String>) -> BoxStream<'static, Vec<Session>> {
+        let asked = uid.as_deref().map(|uid| Uid::new(uid).expect("it was checked"));
+        let others = stream::unfold(self.0.cluster.sessions(asked.as_ref()), |mut pages| async move {
+            pages.next().await.map(|page| (page, pages))
+        });
+        stream::iter(self.sessions_here(uid)).chain(others).boxed()
+    }
+
+    /// Where a device should connect now by this transport, and which node that is.
+    pub(crate) fn choose_host(&self, transport: &str) -> Option<(String, NodeName)> {
+        if transport == "tls" { None } else { self.0.cluster.choose_host() }
+    }
+
+    /// Does what other nodes ask, and what the presence log decides, until the node leaves.
+    pub(crate) async fn run(self, mut inbox: Inbox) {
+        while let Some(inbound) = inbox.recv().await {
+            match inbound {
+                Inbound::Close { uid, number } => {
+                    let found = self.0.registry.find(uid.as_str());
+                    if let Some(connection) = found.iter().find(|connection| connection.number == number) {
+                        self.end(&**connection, EndReason::Replaced);
+                    }
+                }
+                Inbound::Push { push, answer } => self.push_for_other(&push, answer),
+                Inbound::Broadcast { uri, body, answer } => {
+                    let hub = self.clone();
+                    tokio::spawn(async move {
+                        let (sent, queue_full) = hub.broadcast_here(Push { uri: &uri, body: &body }).await;
+                        let _ = answer.send(BroadcastTally { sent, queue_full });
+                    });
+                }
+                Inbound::Disconnect { uid, reason, answer } => {
+                    let _ = answer.send(self.disconnect_here(uid.as_str(), &reason));
+                }
+                Inbound::Sessions { uid, answer } => {
+                    let hub = self.clone();
+                    tokio::spawn(async move {
+                        for page in hub.sessions_here(uid.map(|uid| uid.as_str().to_owned())) {
+                            if answer.send(page).await.is_err() {
+                                return;
+                            }
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    fn push_for_other(&self, push: &ForwardedPush, answer: tokio::sync::oneshot::Sender<Option<PushOutcome>>) {
+        let ack = match push.ack_timeout {
+            None => None,
+            Some(timeout) => match Arc::clone(&self.0.ack_waits).try_acquire_owned() {
+                Ok(permit) => Some(Ack { deadline: Instant::now() + timeout, permit: Some(permit) }),
+                // Takes no more at this time; nothing was sent.
+                Err(_) => {
+                    let _ = answer.send(Some(PushOutcome::unsent(PushStatus::Unreachable)));
+                    return;
+                }
+            },
+        };
+        match self.push_here(push.uid.as_str(), Push { uri: &push.uri, body: &push.body }, ack) {
+            Pushed::Done(outcome) => {
+                let here = (outcome.status != PushStatus::Offline).then_some(outcome);
+                let _ = answer.send(here);
+            }
+            Pushed::Waiting(waiting) => {
+                tokio::spawn(async move {
+                    let _ = answer.send(Some(waiting.await));
+                });
+            }
+            Pushed::Elsewhere(_) => unreachable!("this node was asked for its own connections"),
+        }
+    }
+}
+
+/// The first ack or nack of any node; where none comes, the best of what they know.
+async fn first_answer(
+    here: BoxFuture<'static, PushOutcome>,
+    others: Vec<BoxFuture<'static, PushOutcome>>,
+) -> PushOutcome {
+    let mut all: stream::FuturesUnordered<_> = others.into_iter().chain([here]).collect();
+    let mut best: Option<PushOutcome> = None;
+    while let Some(outcome) = all.next().await {
+        if matches!(outcome.status, PushStatus::Acked | PushStatus::Nacked) {
+            return outcome;
+        }
+        best = Some(match best {
+            None => outcome,
+            Some(other) => better(other, outcome),
+        });
+    }
+    best.expect("this node's is among them")
+}
+
+/// One outcome of two nodes' for one push: the better status, the connections of both, the seq of the better.
+fn better(one: PushOutcome, other: PushOutcome) -> PushOutcome {
+    let rank = |outcome: &PushOutcome| match outcome.status {
+        PushStatus::Acked | PushStatus::Nacked => 0,
+        PushStatus::Sent => 1,
+        PushStatus::AckTimeout => 2,
+        PushStatus::ConnectionLost => 3,
+        PushStatus::Unknown => 4,
+        PushStatus::QueueFull => 5,
+        PushStatus::Unreachable => 6,
+        PushStatus::Offline => 7,
+    };
+    let connections = one.connections + other.connections;
+    // `one` comes first where they are equal: the nodes are asked newest connection first.
+    let better = if rank(&other) < rank(&one) { other } else { one };
+    PushOutcome { connections, ..better }
+}

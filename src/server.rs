@@ -1,0 +1,528 @@
+//! The whole gateway: binds the listeners, builds the parts, runs them, stops them in order.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{net::TcpListener, runtime::Handle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    auth::{Authenticator, Gate},
+    cluster::{Card, Cluster, Inbox, LocalLog, Options},
+    config::{self, Config, ConfigError, ListenAddress, Secret},
+    control::{self, Control},
+    device::{self, Devices, frame},
+    http,
+    hub::{self, Hub},
+    model::{NodeName, PresenceEvent, Push},
+    proto::gateway_server::SERVICE_NAME,
+    state::{self, Numbers, StateError},
+    telemetry::Metrics,
+    workers::{self, Workers},
+};
+
+/// What the kernel cuts to `net.core.somaxconn`: the default of 128 overflows when devices come in a herd, and each
+/// one lost costs its device a second.
+const BACKLOG: i32 = 65_535;
+
+/// What is kept of `drain.timeout` for the devices to go once all were told.
+const DRAIN_RESERVE: Duration = Duration::from_secs(2);
+
+/// How long the control plane may take to end once its streams were told.
+const CONTROL_END: Duration = Duration::from_secs(12);
+
+/// How often a node of several tells the others how many devices it holds.
+const CARD_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Descriptors that are not for devices: part of a node's capacity otherwise.
+const DESCRIPTORS_RESERVED: u64 = 1_000;
+
+type OnPresence = Box<dyn FnMut(PresenceEvent) + Send>;
+
+/// A gateway that isn't bound yet.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = std::env::temp_dir().join(format!("plex-doc-{}", std::process::id()));
+/// let mut config = plex::Config::default();
+/// config.data_dir = Some(folder.clone());
+/// config.device.listen = Some("127.0.0.1:0".parse()?);
+/// config.control.listen = "127.0.0.1:0".parse()?;
+/// config.http.listen = "127.0.0.1:0".parse()?;
+/// config.metrics.listen = None;
+///
+/// let gateway = plex::Server::builder(config).build()?.bind().await?;
+/// println!("devices connect to {}", gateway.addresses().device.unwrap());
+/// let stop = gateway.stopper();
+/// let running = tokio::spawn(gateway.run());
+/// stop.shutdown();
+/// running.await?;
+/// # std::fs::remove_dir_all(folder)?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Server {
+    config: Config,
+    authenticator: Option<Arc<dyn Authenticator>>,
+    on_presence: Option<OnPresence>,
+    log: Option<LocalLog>,
+}
+
+/// Collects what a [`Server`] is made of.
+pub struct ServerBuilder(Server);
+
+/// Why a gateway can't start. One line each.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration doesn't hold together.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What must outlive a restart can't be read or made.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// An address can't be listened on.
+    #[error("{key} = \"{address}\": can't listen there: {error}")]
+    Listen {
+        /// The key of the configuration.
+        key: &'static str,
+        /// Its value.
+        address: String,
+        /// What the machine said.
+        error: io::Error,
+    },
+    /// The machine gives no threads.
+    #[error("can't start the worker threads: {0}")]
+    Workers(io::Error),
+}
+
+/// Where a gateway listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Addresses {
+    /// Devices, plain TCP. None: not configured.
+    pub device: Option<SocketAddr>,
+    /// The control plane.
+    pub control: SocketAddr,
+    /// Host and health.
+    pub http: SocketAddr,
+    /// Metrics. None: not configured.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Server {
+    /// Begins with a configuration.
+    #[must_use]
+    pub fn builder(config: Config) -> ServerBuilder {
+        ServerBuilder(Self { config, authenticator: None, on_presence: None, log: None })
+    }
+
+    /// Binds the listeners and builds the parts. Devices and backends can connect from then on; they are served once
+    /// [`Bound::run`] is polled.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] where an address is taken, or the control secret can't be read or made.
+    pub async fn bind(self) -> Result<Bound, StartError> {
+        let Self { config, authenticator, on_presence, log } = self;
+        let device_listener = match &config.device.listen {
+            Some(address) => Some(listen("device.listen", address).await?),
+            None => None,
+        };
+        let control_listener = listen("control.listen", &config.control.listen).await?;
+        let http_listener = listen("http.listen", &config.http.listen).await?;
+        let metrics_listener = match &config.metrics.listen {
+            Some(address) => Some(listen("metrics.listen", address).await?),
+            None => None,
+        };
+        let address = |socket: &std::net::TcpListener| socket.local_addr().expect("a bound socket has an address");
+        let addresses = Addresses {
+            device: device_listener.as_ref().map(address),
+            control: address(&control_listener),
+            http: address(&http_listener),
+            metrics: metrics_listener.as_ref().map(address),
+        };
+
+        let data_dir = config.data_dir();
+        let secrets = if config.control.secrets.is_empty() {
+            state::control_secret(&data_dir, true)?.into_iter().collect()
+        } else {
+            config.control.secrets.clone()
+        };
+        let numbers = Numbers::open(Some(&data_dir));
+        let log = log.unwrap_or_else(|| {
+            let used = numbers.clone();
+            LocalLog::new(numbers.first_sequence(), move |sequence| used.note_sequence(sequence))
+        });
+        let node = NodeName::new(&config.node.name);
+        let options = Options {
+            connections_per_uid: config.device.connections_per_uid,
+            history: config.presence.history as usize,
+            settle: config.presence.settle,
+            keepalive: config.presence.keepalive,
+        };
+        let (cluster, inbound) = Cluster::join(&log, node.clone(), options);
+        let metrics = Metrics::new();
+        let settings = hub::Settings {
+            encode: encoder(config.device.little_endian),
+            connections_per_uid: config.device.connections_per_uid as usize,
+            replaces_per_minute: config.device.replaces_per_minute as usize,
+            queue_bytes_max: config.device.queue_bytes as usize,
+            ack_waits_max: config.control.ack_waits as usize,
+        };
+        let hub = Hub::new(settings, cluster, numbers.clone(), metrics.clone());
+        let gate = match authenticator {
+            None => Gate::trust(),
+            Some(authenticator) => Gate::new(authenticator, config.auth.max_in_flight as usize, config.auth.timeout),
+        };
+        let delay = config.auth.unavailable_delay;
+        let devices = Devices::new(config.device.clone(), delay, node, gate, hub.clone(), metrics.clone());
+        let streams_end = CancellationToken::new();
+        let frame_bytes: fn(Push<'_>) -> usize = |push| frame::message_bytes(16, push.uri, push.body);
+        let max_frame = config.device.max_frame;
+        let control =
+            Control::new(hub.clone(), metrics.clone(), &config.control, max_frame, frame_bytes, streams_end.clone());
+
+        let start =
+            |name: &str, configured: u32| Workers::start(name, workers::count(configured)).map_err(StartError::Workers);
+        let device_workers = start("device", config.device.workers)?;
+        let control_workers = start("control", config.control.workers)?;
+        let listeners = Listeners {
+            device: device_listener.map_or(Ok(Vec::new()), |socket| one_each(&socket, &device_workers))?,
+            control: one_each(&control_listener, &control_workers)?,
+            http: http_listener,
+            metrics: metrics_listener,
+        };
+        Ok(Bound {
+            addresses,
+            secrets,
+            listeners,
+            device_workers,
+            control_workers,
+            parts: Parts { config, hub, devices, control, metrics, numbers, streams_end },
+            inbound,
+            on_presence,
+            stop: CancellationToken::new(),
+        })
+    }
+}
+
+impl ServerBuilder {
+    /// Who decides who a device is, instead of `auth.mode`. `auth.timeout` and `auth.max_in_flight` bound its calls.
+    #[must_use]
+    pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
+        self.0.authenticator = Some(Arc::new(authenticator));
+        self
+    }
+
+    /// Is told presence: a snapshot, LIVE, then every change, as any subscriber; RESET where it fell behind. Runs on
+    /// a thread of its own: it may block, and a panic ends only the telling, with a line in the log.
+    #[must_use]
+    pub fn on_presence(mut self, told: impl FnMut(PresenceEvent) + Send + 'static) -> Self {
+        self.0.on_presence = Some(Box::new(told));
+        self
+    }
+
+    /// The presence log, shared with other nodes of this process. Without it the node is alone.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn log(mut self, log: &LocalLog) -> Self {
+        self.0.log = Some(log.clone());
+        self
+    }
+
+    /// Checks that the configuration holds together.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Config`] with the key, its value, and what is allowed.
+    pub fn build(self) -> Result<Server, StartError> {
+        let mut checked = self.0.config.clone();
+        if self.0.authenticator.is_some() {
+            // The mode isn't used, so nothing has to allow it.
+            checked.auth.insecure = true;
+        }
+        for warning in config::validate(&checked)? {
+            if self.0.authenticator.is_none() || !warning.is_about_trust() {
+                tracing::warn!("{warning}");
+            }
+        }
+        Ok(self.0)
+    }
+}
+
+fn encoder(little_endian: bool) -> hub::Encode {
+    if little_endian {
+        |seq, push, out| frame::encode(frame::ByteOrder::Little, seq, push.uri, push.body, out)
+    } else {
+        |seq, push, out| frame::encode(frame::ByteOrder::Big, seq, push.uri, push.body, out)
+    }
+}
+
+/// Binds the first of a host's addresses that can be.
+async fn listen(key: &'static str, address: &ListenAddress) -> Result<std::net::TcpListener, StartError> {
+    let fail = |error| StartError::Listen { key, address: address.to_string(), error };
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in address.resolve().map_err(fail)? {
+        match bind(address) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(fail(last))
+}
+
+/// The same socket, once for each thread.
+fn one_each(socket: &std::net::TcpListener, workers: &Workers) -> Result<Vec<std::net::TcpListener>, StartError> {
+    workers.handles().map(|_| socket.try_clone()).collect::<io::Result<_>>().map_err(StartError::Workers)
+}
+
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A gateway whose ports are bound.
+pub struct Bound {
+    addresses: Addresses,
+    secrets: Vec<Secret>,
+    listeners: Listeners,
+    device_workers: Workers,
+    control_workers: Workers,
+    parts: Parts,
+    inbound: Inbox,
+    on_presence: Option<OnPresence>,
+    stop: CancellationToken,
+}
+
+struct Listeners {
+    /// The same socket, once for each thread that accepts from it.
+    device: Vec<std::net::TcpListener>,
+    control: Vec<std::net::TcpListener>,
+    http: std::net::TcpListener,
+    metrics: Option<std::net::TcpListener>,
+}
+
+struct Parts {
+    config: Config,
+    hub: Hub,
+    devices: Devices,
+    control: Control,
+    metrics: Metrics,
+    numbers: Numbers,
+    /// Ends the streams of the control plane.
+    streams_end: CancellationToken,
+}
+
+/// Tells a running gateway to stop. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Stopper(CancellationToken);
+
+impl Stopper {
+    /// Begins the drain; [`Bound::run`] returns when it is done. More calls change nothing.
+    pub fn shutdown(&self) {
+        self.0.cancel();
+    }
+}
+
+impl Bound {
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// The first secret of the control plane: of the configuration, or made up.
+    #[must_use]
+    pub fn secret(&self) -> &Secret {
+        &self.secrets[0]
+    }
+
+    /// What stops it.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop.clone())
+    }
+
+    #[doc(hidden)]
+    #[must_use]
+    pub fn hub_for_tests(&self) -> crate::testing::TestHub {
+        crate::testing::TestHub::new(self.parts.hub.clone())
+    }
+
+    /// Serves until [`Stopper::shutdown`], then drains: devices are told to go, the control plane answers meanwhile.
+    /// Its own threads do the work, so it runs inside any tokio runtime. Dropping it stops everything at once.
+    pub async fn run(self) {
+        let Self { addresses, secrets, listeners, device_workers, control_workers, parts, inbound, on_presence, stop } =
+            self;
+        let control_end = CancellationToken::new();
+        let http_end = CancellationToken::new();
+        let bound = CancellationToken::new();
+        let (health, health_service) = tonic_health::server::health_reporter();
+        set_health(&health, ServingStatus::Serving).await;
+
+        let first = control_workers.first();
+        first.spawn(parts.hub.clone().run(inbound));
+        first.spawn(announce(parts.card(&addresses), parts.hub.clone(), stop.clone()));
+        let (routes, end) = (http::routes(parts.hub.clone(), bound.clone()), http_end.clone());
+        tokio::spawn(serve_on(first.clone(), listeners.http, |listener| http::serve(listener, routes, end)));
+        if let Some(listener) = listeners.metrics {
+            let ack_waits = parts.config.control.ack_waits as usize;
+            let routes = http::metrics_routes(parts.hub.clone(), parts.metrics.clone(), ack_waits);
+            let end = http_end.clone();
+            tokio::spawn(serve_on(first.clone(), listener, |listener| http::serve(listener, routes, end)));
+        }
+        let control_tasks = TaskTracker::new();
+        for (handle, listener) in control_workers.handles().zip(listeners.control) {
+            let (control, secrets, health) = (parts.control.clone(), secrets.clone(), health_service.clone());
+            let (config, end) = (parts.config.control.clone(), control_end.clone());
+            control_tasks.spawn(serve_on(handle.clone(), listener, |listener| {
+                control::serve(listener, control, secrets, health, config, end)
+            }));
+        }
+        for (handle, listener) in device_workers.handles().zip(listeners.device) {
+            let devices = parts.devices.clone();
+            tokio::spawn(serve_on(handle.clone(), listener, |listener| device::serve(listener, devices)));
+        }
+        if let Some(told) = on_presence {
+            tell_presence(parts.hub.clone(), told, stop.clone());
+        }
+        bound.cancel();
+        tracing::info!(
+            node = %parts.hub.cluster().name(), device = addresses.device.map(tracing::field::display),
+            control = %addresses.control, http = %addresses.http,
+            metrics = addresses.metrics.map(tracing::field::display), "listening"
+        );
+
+        stop.cancelled().await;
+        parts.drain(&health).await;
+
+        parts.streams_end.cancel();
+        control_end.cancel();
+        control_tasks.close();
+        if tokio::time::timeout(CONTROL_END, control_tasks.wait()).await.is_err() {
+            tracing::warn!("callers that didn't read are cut off");
+        }
+        http_end.cancel();
+        parts.hub.cluster().leave();
+        parts.numbers.close();
+        tracing::info!("stopped");
+        // Joins the threads: not on a thread that others' tasks run on.
+        let _ = tokio::task::spawn_blocking(move || drop((device_workers, control_workers))).await;
+    }
+}
+
+impl Parts {
+    /// Tells the devices to go, and waits for them.
+    async fn drain(&self, health: &HealthReporter) {
+        let timeout = self.config.drain.timeout;
+        tracing::info!(connections = self.hub.connections(), ?timeout, "draining");
+        set_health(health, ServingStatus::NotServing).await;
+        self.hub.start_draining();
+        self.devices.stopping.cancel();
+        self.devices.tasks.close();
+        let gone = async {
+            self.hub.drain(self.config.drain.rate, timeout.saturating_sub(DRAIN_RESERVE)).await;
+            // Those that authenticated in the last moment.
+            self.hub.drain(u32::MAX, Duration::ZERO).await;
+            self.devices.tasks.wait().await;
+        };
+        if tokio::time::timeout(timeout, gone).await.is_err() {
+            tracing::warn!(connections = self.devices.tasks.len(), "drain.timeout is over: devices are cut off");
+            self.hub.drain(u32::MAX, Duration::ZERO).await;
+        }
+    }
+
+    /// What this node tells of itself.
+    fn card(&self, addresses: &Addresses) -> Card {
+        let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(u64::MAX).saturating_sub(DESCRIPTORS_RESERVED);
+        let capacity = match self.config.device.max_connections {
+            0 => u32::try_from(limit).unwrap_or(u32::MAX),
+            max => max,
+        };
+        Card {
+            ready: true,
+            draining: false,
+            connections: 0,
+            capacity,
+            addresses: config::advertised(&self.config, addresses.device),
+        }
+    }
+}
+
+/// Keeps the card of this node up to date: when it drains; among several nodes also how many devices it holds.
+async fn announce(mut card: Card, hub: Hub, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let connections = u32::try_from(hub.connections()).unwrap_or(u32::MAX);
+        if card.connections != connections && !hub.cluster().is_single() || card.connections == 0 {
+            card.connections = connections;
+            hub.cluster().announce(card.clone());
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(CARD_INTERVAL) => {}
+        }
+    }
+    card.draining = true;
+    hub.cluster().announce(card);
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", SERVICE_NAME] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Serves a listener on the runtime of `handle`; resolves when that has ended.
+async fn serve_on<F>(
+    handle: Handle,
+    listener: std::net::TcpListener,
+    serve: impl FnOnce(TcpListener) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let served = handle.spawn(async move {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => serve(listener).await,
+            Err(error) => tracing::error!(%error, "a listener can't be registered"),
+        }
+    });
+    // Cut off with its thread.
+    let _ = served.await;
+}
+
+/// Tells presence to the library's user, on a thread of its own.
+fn tell_presence(hub: Hub, mut told: OnPresence, stop: CancellationToken) {
+    let tell = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let mut watcher = hub.cluster().watch(Vec::new(), false, "");
+        runtime.block_on(async {
+            loop {
+                let update = tokio::select! {
+                    () = stop.cancelled() => return,
+                    update = watcher.next() => update,
+                };
+                for event in update.events {
+                    told(event);
+                }
+            }
+        });
+        io::Result::Ok(())
+    };
+    let spawned =
+        std::thread::Builder::new().name("on-presence".into()).spawn(move || {
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(tell)) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "on_presence has no runtime"),
+                Err(_) => tracing::error!("on_presence panicked: it is told nothing more"),
+            }
+        });
+    if let Err(error) = spawned {
+        tracing::error!(%error, "on_presence has no thread");
+    }
+}

@@ -1,0 +1,224 @@
+//! What the gateway tells its operators: the log, and the metrics.
+
+mod log;
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    registry::Registry,
+};
+
+pub(crate) use self::log::init;
+use crate::model::{EndReason, PushStatus};
+
+/// The counters of one gateway. Cheap to clone; each is global, none is kept per connection. What each counts and pairs
+/// with stands in `docs/metrics.md`, and a test holds the two together.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    registry: Arc<Registry>,
+    /// Sockets accepted on the device port.
+    pub(crate) accepted: Counter,
+    /// Of those, closed at once: over `device.max_connections`.
+    pub(crate) over_limit: Counter,
+    /// Of those, closed before they had authenticated.
+    pub(crate) unauthenticated: Counter,
+    /// Connections that authenticated; pairs with `ended`.
+    pub(crate) connections_opened: Counter,
+    ended: Arc<[Counter; EndReason::ALL.len()]>,
+    /// Answers to `/auth/server`, and to what stood in its place.
+    pub(crate) auth_success: Counter,
+    pub(crate) auth_refused: Counter,
+    pub(crate) auth_unavailable: Counter,
+    /// Logins that had to wait, since connections of their uid replace each other.
+    pub(crate) logins_slowed: Counter,
+    /// Whole frames from devices.
+    pub(crate) frames: Counter,
+    /// Of those, not understood.
+    pub(crate) frames_malformed: Counter,
+    /// Frames over the limit: never whole, so not in `frames`.
+    pub(crate) frames_too_large: Counter,
+    /// Of the whole ones, those with a uri that means nothing here.
+    pub(crate) frames_ignored: Counter,
+    /// Answers of devices for which no push waited (any longer).
+    pub(crate) answers_late: Counter,
+    pushes: Arc<[Counter; 9]>,
+    /// Connections that a broadcast reached, and could not.
+    pub(crate) broadcast_sent: Counter,
+    pub(crate) broadcast_full: Counter,
+    /// Calls refused for want of a secret.
+    pub(crate) unauthorized: Counter,
+    /// OnlineStatus and PushStream streams: opened, ended.
+    streams_opened: Counter,
+    streams_ended: Counter,
+    /// Read when asked for.
+    connections: Gauge,
+    uids: Gauge,
+    ack_waits: Gauge,
+}
+
+/// The live numbers, read when `/metrics` is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Live {
+    pub(crate) connections: usize,
+    pub(crate) uids: u64,
+    pub(crate) ack_waits: usize,
+}
+
+/// Counts the end of a stream when it is dropped.
+pub(crate) struct StreamOpen(Counter);
+
+impl Drop for StreamOpen {
+    fn drop(&mut self) {
+        self.0.inc();
+    }
+}
+
+const PUSH_STATUSES: [(PushStatus, &str); 9] = [
+    (PushStatus::Sent, "sent"),
+    (PushStatus::Offline, "offline"),
+    (PushStatus::QueueFull, "queue_full"),
+    (PushStatus::Acked, "acked"),
+    (PushStatus::Nacked, "nacked"),
+    (PushStatus::AckTimeout, "ack_timeout"),
+    (PushStatus::ConnectionLost, "connection_lost"),
+    (PushStatus::Unreachable, "unreachable"),
+    (PushStatus::Unknown, "unknown"),
+];
+
+impl Metrics {
+    /// The metrics of one gateway, all at zero.
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("plex");
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "Which plex this is", version);
+
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let accepted = counter("device_sockets_accepted", "Sockets accepted on the device port");
+        let connections_opened = counter("connections_opened", "Connections that authenticated");
+        let logins_slowed = counter("logins_slowed", "Logins held back, as connections of one uid replace each other");
+        let frames = counter("device_frames", "Whole frames from devices");
+        let answers_late = counter("device_answers_late", "Acks and nacks for which no push waited");
+        let unauthorized = counter("control_unauthorized", "Calls refused for want of a valid secret");
+        let streams_opened = counter("control_streams_opened", "PushStream and OnlineStatus streams opened");
+        let streams_ended = counter("control_streams_ended", "PushStream and OnlineStatus streams ended");
+
+        // Every value of a label is there from the start, so that a rate has a zero to begin with.
+        let mut labelled = |name: &str, help: &str, label: &'static str, values: &[&'static str]| -> Vec<Counter> {
+            let family = Family::<[(&'static str, &'static str); 1], Counter>::default();
+            registry.register(name, help, family.clone());
+            values.iter().map(|value| family.get_or_create(&[(label, *value)]).clone()).collect()
+        };
+        let dropped = labelled(
+            "device_sockets_dropped",
+            "Sockets closed before they authenticated",
+            "reason",
+            &["over_limit", "unauthenticated"],
+        );
+        let ended = labelled(
+            "connections_ended",
+            "Authenticated connections that ended",
+            "reason",
+            &EndReason::ALL.map(EndReason::name),
+        );
+        let auth = labelled(
+            "auth_answers",
+            "Answers to devices that authenticate",
+            "answer",
+            &["success", "refused", "unavailable"],
+        );
+        let bad = labelled(
+            "device_frames_bad",
+            "Frames from devices that could not be used",
+            "reason",
+            &["malformed", "too_large", "unknown_uri"],
+        );
+        let pushes = labelled(
+            "pushes",
+            "Outcomes of Push, PushStream and PushMany, one for each uid",
+            "status",
+            &PUSH_STATUSES.map(|(_, name)| name),
+        );
+        let broadcast = labelled(
+            "broadcast_deliveries",
+            "Connections that a Broadcast met at this node",
+            "status",
+            &["sent", "queue_full"],
+        );
+
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let connections = gauge("connections", "Authenticated connections of this node now");
+        let uids = gauge("uids_online", "Uids online now, over the cluster");
+        let ack_waits = gauge("ack_waits", "Pushes that wait for a device's answer now");
+
+        let fixed = |counters: Vec<Counter>| counters.try_into().expect("one counter for each name");
+        let [auth_success, auth_refused, auth_unavailable] = auth.try_into().expect("three names");
+        let [over_limit, unauthenticated] = dropped.try_into().expect("two names");
+        let [frames_malformed, frames_too_large, frames_ignored] = bad.try_into().expect("three names");
+        let [broadcast_sent, broadcast_full] = broadcast.try_into().expect("two names");
+        Self {
+            accepted,
+            over_limit,
+            unauthenticated,
+            connections_opened,
+            ended: Arc::new(ended.try_into().expect("one counter for each reason")),
+            auth_success,
+            auth_refused,
+            auth_unavailable,
+            logins_slowed,
+            frames,
+            frames_malformed,
+            frames_too_large,
+            frames_ignored,
+            answers_late,
+            pushes: Arc::new(fixed(pushes)),
+            broadcast_sent,
+            broadcast_full,
+            unauthorized,
+            streams_opened,
+            streams_ended,
+            connections,
+            uids,
+            ack_waits,
+            registry: Arc::new(registry),
+        }
+    }
+
+    /// An authenticated connection ended.
+    pub(crate) fn ended(&self, reason: EndReason) {
+        self.ended[reason as usize].inc();
+    }
+
+    /// A stream of the control plane was opened; it ends with what this returns.
+    pub(crate) fn stream_opened(&self) -> StreamOpen {
+        self.streams_opened.inc();
+        StreamOpen(self.streams_ended.clone())
+    }
+
+    /// A push has its outcome.
+    pub(crate) fn pushed(&self, status: PushStatus) {
+        self.pushes[status as usize].inc();
+    }
+
+    /// The page of `/metrics`, in the OpenMetrics text format.
+    pub(crate) fn render(&self, live: Live) -> String {
+        let gauge = |gauge: &Gauge, value: u64| {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        gauge(&self.connections, live.connections as u64);
+        gauge(&self.uids, live.uids);
+        gauge(&self.ack_waits, live.ack_waits as u64);
+        let mut page = String::new();
+        encode(&mut page, &self.registry).expect("a String takes any text");
+        page
+    }
+}

@@ -310,10 +310,10 @@ async fn a_session_re_authenticates_as_itself_only() {
 async fn a_re_authentication_is_no_new_connection() {
     let (server, _) = with_oracle(|_| {}).await;
     let mut device = server.login("alice").await;
-    let opened = common::metric(&server, "plex_connections_opened_total").await;
+    let opened = server.metric("plex_connections_opened_total").await;
     device.auth_v2("alice/60000").await;
     assert_eq!(device.next().await.json()["expires_in_seconds"], 60);
-    assert_eq!(common::metric(&server, "plex_connections_opened_total").await, opened);
+    assert_eq!(server.metric("plex_connections_opened_total").await, opened);
 }
 
 #[tokio::test]

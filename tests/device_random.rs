@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use common::{TestDevice, TestServer, metric, push};
+use common::{TestDevice, TestServer, push};
 use plex::proto::{GetInfoRequest, PushStatus};
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use tokio::{io::AsyncReadExt, io::AsyncWriteExt, time::timeout};
@@ -160,11 +160,11 @@ fn whatever_a_peer_sends_another_device_still_logs_in() {
             }
         })
         .await;
-        let opened = metric(&server, "plex_connections_opened_total").await;
-        let mut ended = 0.0;
+        let opened = server.metric("plex_connections_opened_total").await;
+        let mut ended = 0;
         for reason in plex::model::EndReason::ALL {
             let name = reason.name();
-            ended += metric(&server, &format!("plex_connections_ended_total{{kind=\"{name}\"}}")).await;
+            ended += server.metric(&format!("plex_connections_ended_total{{reason=\"{name}\"}}")).await;
         }
         assert_eq!(opened, ended, "each connection ends once");
         server.stopped().await;

@@ -1,10 +1,10 @@
-//! The HTTP port: where a device should connect, health for balancers; and the page of metrics.
+//! The HTTP port: where a device should connect, and health for balancers.
 
 mod common;
 
-use common::{SECRET, TestDevice, TestServer, call, http, push, pushing::Pushing, watch::Watch};
-use plex::proto;
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+
+use common::{TestServer, http};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -106,144 +106,4 @@ async fn host_answers_as_soon_as_the_node_is_ready() {
         assert_eq!(http(server.addresses.http, "GET", "/plex/v1/host").await.0, 200);
         assert_eq!(http(server.addresses.http, "GET", "/readyz").await.0, 200);
     }
-}
-
-/// The page, its values by name and labels.
-async fn page(server: &TestServer) -> BTreeMap<String, u64> {
-    let (status, head, page) = http(server.addresses.metrics.unwrap(), "GET", "/metrics").await;
-    assert_eq!(status, 200);
-    assert!(head.contains("content-type: application/openmetrics-text"), "{head}");
-    assert!(page.ends_with("# EOF\n"), "{page}");
-    let values = page.lines().filter(|line| !line.starts_with('#'));
-    values
-        .map(|line| {
-            let (name, value) = line.rsplit_once(' ').unwrap();
-            (name.to_owned(), value.parse().unwrap())
-        })
-        .collect()
-}
-
-#[tokio::test]
-async fn every_metric_is_there_from_the_start_with_its_help() {
-    let server = TestServer::start().await;
-    let names: Vec<_> = page(&server).await.into_keys().collect();
-    let (_, _, text) = http(server.addresses.metrics.unwrap(), "GET", "/metrics").await;
-    for name in &names {
-        let family = name.split('{').next().unwrap();
-        let family = family.strip_suffix("_total").unwrap_or(family);
-        assert!(family.starts_with("plex_"), "{name}");
-        assert!(text.contains(&format!("# HELP {family} ")), "{name}");
-        assert!(text.contains(&format!("# TYPE {family} ")), "{name}");
-    }
-    for (family, kinds) in [
-        ("plex_connections_ended_total", 8),
-        ("plex_auth_answers_total", 3),
-        ("plex_pushes_total", 9),
-        ("plex_broadcast_deliveries_total", 2),
-    ] {
-        assert_eq!(names.iter().filter(|name| name.starts_with(family)).count(), kinds, "{family}");
-    }
-}
-
-#[tokio::test]
-async fn the_metrics_tell_what_happens() {
-    let server = TestServer::with(|config| {
-        config.device.max_connections = 4;
-        config.device.max_errors = 1;
-    })
-    .await;
-    let mut backend = server.backend().await;
-    let before = page(&server).await;
-    let _watch = Watch::live(&mut backend, common::watch::everyone()).await;
-
-    let (mut alice, mut bob) = (server.login("alice").await, server.login("bob").await);
-    // Refused before it is told who it is, then gone.
-    let mut stranger = TestDevice::connect(server.device()).await;
-    stranger.send(r#"{"uri":"/x"}"#).await;
-    assert_eq!(stranger.next().await.uri, "/auth/failed");
-    drop(stranger);
-    server.metric_is("plex_device_sockets_unauthenticated_total", 1).await;
-    alice.send(r#"{"uri":"/ignored"}"#).await;
-    alice.expect_quiet().await;
-
-    let results = [
-        (push("alice", "/x", ""), "sent"),
-        (push("nobody", "/x", ""), "offline"),
-        (call("bob", "/x", "", Duration::from_millis(1)), "ack_timeout"),
-    ];
-    for (request, _) in results.clone() {
-        backend.push(request).await.unwrap();
-    }
-    let mut pushing = Pushing::open(&mut backend).await;
-    for (request, _) in results.clone() {
-        pushing.send(vec![request]).await;
-        pushing.result().await;
-    }
-    let mut asks = backend.clone();
-    let asking = tokio::spawn(async move { asks.push(call("alice", "/ask", "", Duration::from_secs(60))).await });
-    alice.next().await;
-    alice.next().await;
-    let seq = alice.next().await.seq;
-    server.metric_is("plex_ack_waits", 1).await;
-    alice.nack(seq, "").await;
-    asking.await.unwrap().unwrap();
-    alice.ack(seq, "again").await;
-    alice.expect_quiet().await;
-    backend.broadcast(proto::BroadcastRequest { uri: "/all".into(), body: String::new() }).await.unwrap();
-
-    let _alice = server.login("alice").await;
-    for _ in 0..2 {
-        bob.send("no JSON").await;
-    }
-    server.metric_is("plex_connections", 1).await;
-
-    let after = page(&server).await;
-    let grown: Vec<_> = after.iter().filter(|(name, value)| before[*name] != **value).collect();
-    let grown: Vec<_> = grown.iter().map(|(name, value)| format!("{name} {value}")).collect();
-    let expected = [
-        r#"plex_auth_answers_total{kind="refused"} 1"#,
-        r#"plex_auth_answers_total{kind="success"} 3"#,
-        r#"plex_broadcast_deliveries_total{kind="sent"} 2"#,
-        "plex_connections 1",
-        r#"plex_connections_ended_total{kind="protocol"} 1"#,
-        r#"plex_connections_ended_total{kind="replaced"} 1"#,
-        "plex_connections_opened_total 3",
-        "plex_control_streams_opened_total 2",
-        "plex_device_answers_late_total 1",
-        "plex_device_frames_ignored_total 1",
-        "plex_device_frames_malformed_total 2",
-        // 3 logins, 1 stranger, 1 ignored, 2 heartbeats, 1 nack, 1 ack, 2 malformed.
-        "plex_device_frames_total 11",
-        "plex_device_sockets_accepted_total 4",
-        "plex_device_sockets_unauthenticated_total 1",
-        r#"plex_pushes_total{kind="ack_timeout"} 2"#,
-        r#"plex_pushes_total{kind="nacked"} 1"#,
-        r#"plex_pushes_total{kind="offline"} 2"#,
-        r#"plex_pushes_total{kind="sent"} 2"#,
-        "plex_uids_online 1",
-    ];
-    assert_eq!(grown, expected);
-    drop(pushing);
-    server.metric_is("plex_control_streams_ended_total", 1).await;
-}
-
-#[tokio::test]
-async fn over_max_connections_a_socket_is_closed_at_once_and_counted() {
-    let server = TestServer::with(|config| config.device.max_connections = 2).await;
-    let (alice, mut stranger) = (server.login("alice").await, TestDevice::connect(server.device()).await);
-    stranger.send(r#"{"uri":"/x"}"#).await;
-    stranger.next().await;
-    TestDevice::connect(server.device()).await.expect_close().await;
-    server.metric_is("plex_device_sockets_over_limit_total", 1).await;
-    drop(alice);
-    server.metric_is("plex_connections", 0).await;
-    server.login("alice").await;
-}
-
-#[tokio::test]
-async fn the_page_holds_no_secret_and_nobody_s_name() {
-    let server = TestServer::start().await;
-    let _device = server.login("alice-and-nobody-else").await;
-    let (_, _, page) = http(server.addresses.metrics.unwrap(), "GET", "/metrics").await;
-    assert!(!page.contains(SECRET) && !page.contains("alice"), "{page}");
 }

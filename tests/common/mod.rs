@@ -120,6 +120,11 @@ impl TestServer {
         eventually(&format!("{name} is {value}"), || async { (self.metric(name).await == value).then_some(()) }).await;
     }
 
+    /// Waits until a metric has this value, or more.
+    pub async fn metric_reaches(&self, name: &str, least: u64) {
+        eventually(&format!("{name} is {least}"), || async { (self.metric(name).await >= least).then_some(()) }).await;
+    }
+
     /// A device that has authenticated, of dialect 2.
     pub async fn login(&self, uid: &str) -> TestDevice {
         TestDevice::login(self.device(), uid).await
@@ -332,18 +337,6 @@ impl TestDevice {
         self.expect_close().await;
         kick.json()
     }
-}
-
-/// The value of a metric, with its labels as they are printed.
-pub async fn metric(server: &TestServer, name: &str) -> f64 {
-    let (_, _, page) = http(server.addresses.metrics.expect("metrics are listened for"), "GET", "/metrics").await;
-    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("{name} in {page}")).parse().expect("a number")
-}
-
-/// Waits until a metric has this value, or more.
-pub async fn until_metric(server: &TestServer, name: &str, least: f64) {
-    eventually(name, || async { (metric(server, name).await >= least).then_some(()) }).await;
 }
 
 /// Everything that ListSessions tells.

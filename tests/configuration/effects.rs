@@ -136,7 +136,7 @@ async fn over_max_connections_a_device_is_accepted_and_closed_at_once_and_counte
     let mut byte = [0];
     let end = tokio::time::timeout(PATIENCE, second.stream.read(&mut byte)).await.expect("it is closed");
     assert!(matches!(end, Ok(0) | Err(_)), "nothing is said to it");
-    assert_eq!(metric(&gateway, "plex_device_sockets_over_limit_total").await, 1.0);
+    assert_eq!(metric(&gateway, "plex_device_sockets_dropped_total{reason=\"over_limit\"}").await, 1.0);
     first.expect_quiet().await;
     drop(first);
     eventually("there is a place again", || async {

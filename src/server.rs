@@ -218,7 +218,9 @@ impl ServerBuilder {
     }
 
     /// Is told presence: a snapshot, LIVE, then every change, as any subscriber; RESET where it fell behind. Runs on
-    /// a thread of its own: it may block, and a panic ends only the telling, with a line in the log.
+    /// a thread of its own, outside of any runtime: it may block, also by tokio's `blocking_send` or `Handle::block_on`,
+    /// and a panic ends only the telling, with a line in the log. It is told what the drain does, too, and nothing more
+    /// once [`Bound::run`] has returned or was dropped, which don't wait for it.
     #[must_use]
     pub fn on_presence(mut self, told: impl FnMut(PresenceEvent) + Send + 'static) -> Self {
         self.0.on_presence = Some(Box::new(told));
@@ -389,8 +391,11 @@ impl Bound {
             let devices = parts.devices.clone();
             tokio::spawn(serve_on(handle.clone(), listener, |listener| device::serve(listener, devices)));
         }
+        // Ends with this call, also where it is dropped.
+        let telling = CancellationToken::new();
+        let _telling = telling.clone().drop_guard();
         if let Some(told) = on_presence {
-            tell_presence(parts.hub.clone(), told, stop.clone());
+            tell_presence(parts.hub.clone(), told, telling);
         }
         bound.cancel();
         tracing::info!(
@@ -497,21 +502,20 @@ async fn serve_on<F>(
 }
 
 /// Tells presence to the library's user, on a thread of its own.
-fn tell_presence(hub: Hub, mut told: OnPresence, stop: CancellationToken) {
+fn tell_presence(hub: Hub, mut told: OnPresence, end: CancellationToken) {
     let tell = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let mut watcher = hub.cluster().watch(Vec::new(), false, "");
-        runtime.block_on(async {
-            loop {
-                let update = tokio::select! {
-                    () = stop.cancelled() => return,
-                    update = watcher.next() => update,
-                };
-                for event in update.events {
-                    told(event);
+        let mut next = || runtime.block_on(end.run_until_cancelled(watcher.next()));
+        // Told outside of the runtime, where tokio would let nothing block.
+        while let Some(update) = next() {
+            for event in update.events {
+                if end.is_cancelled() {
+                    break;
                 }
+                told(event);
             }
-        });
+        }
         io::Result::Ok(())
     };
     let spawned =

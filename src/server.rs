@@ -358,7 +358,8 @@ impl Bound {
     }
 
     /// Serves until [`Stopper::shutdown`], then drains: devices are told to go, the control plane answers meanwhile.
-    /// Its own threads do the work, so it runs inside any tokio runtime. Dropping it stops everything at once.
+    /// Its own threads do the work and have the clock, so it runs inside any tokio runtime. Dropping it stops everything
+    /// at once.
     pub async fn run(self) {
         let Self { addresses, secrets, listeners, device_workers, control_workers, parts, inbound, on_presence, stop } =
             self;
@@ -405,18 +406,22 @@ impl Bound {
         );
 
         stop.cancelled().await;
-        parts.drain(&health).await;
+        let stopped = first.spawn(async move {
+            parts.drain(&health).await;
 
-        parts.streams_end.cancel();
-        control_end.cancel();
-        control_tasks.close();
-        if tokio::time::timeout(CONTROL_END, control_tasks.wait()).await.is_err() {
-            tracing::warn!("callers that didn't read are cut off");
-        }
-        http_end.cancel();
-        parts.hub.cluster().leave();
-        parts.numbers.close();
-        tracing::info!("stopped");
+            parts.streams_end.cancel();
+            control_end.cancel();
+            control_tasks.close();
+            if tokio::time::timeout(CONTROL_END, control_tasks.wait()).await.is_err() {
+                tracing::warn!("callers that didn't read are cut off");
+            }
+            http_end.cancel();
+            parts.hub.cluster().leave();
+            parts.numbers.close();
+            tracing::info!("stopped");
+        });
+        // Its panic has been told by the hook; what follows ends the rest.
+        let _ = stopped.await;
         // Joins the threads: not on a thread that others' tasks run on.
         let _ = tokio::task::spawn_blocking(move || drop((device_workers, control_workers))).await;
     }

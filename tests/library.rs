@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use common::{PATIENCE, TestDevice, TestServer, authenticator::Oracle, config, eventually, http, online, push};
+use common::{
+    PATIENCE, TestDevice, TestServer, authenticator::Oracle, backend, config, eventually, http, online, push,
+};
 use plex::{
     AuthError, AuthFuture, AuthRequest, Authenticator, Config, Identity, PresenceEvent, Server, StartError,
     model::OfflineReason, proto::PushStatus,
@@ -355,4 +357,24 @@ async fn dropping_a_running_gateway_stops_all_of_it() {
         let address = address.expect("all are on");
         assert!(TcpStream::connect(address).await.is_err(), "nobody listens at {address}");
     }
+}
+
+#[test]
+fn a_gateway_runs_and_drains_inside_a_runtime_without_a_clock() {
+    let (config, _folder) = config();
+    // Neither time nor sockets: what the gateway needs of them it has itself.
+    let host = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let bound = host.block_on(async { Server::builder(config).build().unwrap().bind().await.unwrap() });
+    let (addresses, stop) = (bound.addresses(), bound.stopper());
+    let running = std::thread::spawn(move || host.block_on(bound.run()));
+    let test = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    test.block_on(async {
+        let mut alice = TestDevice::login(addresses.device.unwrap(), "alice").await;
+        let mut backend = backend(addresses.control, common::SECRET).await;
+        backend.push(push("alice", "/greeting", "")).await.unwrap();
+        assert_eq!(alice.next().await.uri, "/greeting");
+        stop.shutdown();
+        alice.expect_kick("draining").await;
+        tokio::task::spawn_blocking(|| running.join()).await.unwrap().expect("it doesn't panic");
+    });
 }

@@ -2,13 +2,15 @@
 
 use std::fmt::Write;
 
-use super::{Config, kind::Written, sections::SECTIONS};
+use super::{AuthMode, Config, kind::Written, sections::SECTIONS};
 
 /// `config` as TOML that can be used as a file again, every key with the value that counts. Secrets are left out, and keys
 /// that aren't set have no value to print: of both a comment tells, `# control.secrets: 2 set`.
 #[must_use]
 pub fn print(config: &Config) -> String {
-    let resolved = Config { data_dir: Some(config.data_dir()), ..config.clone() };
+    let mut resolved = Config { data_dir: Some(config.data_dir()), ..config.clone() };
+    // What isn't set is this where it is allowed; elsewhere there is no start, and so nothing effective.
+    resolved.auth.mode.get_or_insert(AuthMode::Trust);
     let mut text = String::new();
     for (section, keys) in SECTIONS {
         if !section.is_empty() {
@@ -31,7 +33,7 @@ fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AuthMode, LogLevel, Secret, Sources, load};
+    use crate::config::{LogLevel, Secret, Sources, load};
 
     /// What a file of `text` is read into.
     fn reload(text: &str) -> Config {
@@ -44,7 +46,8 @@ mod tests {
     #[test]
     fn the_default_configuration_can_be_used_as_a_file() {
         let text = print(&Config::default());
-        let expected = Config { data_dir: Some(Config::default().data_dir()), ..Config::default() };
+        let mut expected = Config { data_dir: Some(Config::default().data_dir()), ..Config::default() };
+        expected.auth.mode = Some(AuthMode::Trust);
         assert_eq!(reload(&text), expected);
         assert!(text.contains("\n[device]\nlisten = \"127.0.0.1:9578\"\n"), "{text}");
         assert!(text.contains("\nheartbeat = \"1m\"\n") && text.contains("\nmax_frame = \"64KiB\"\n"), "{text}");
@@ -76,6 +79,7 @@ mod tests {
     #[test]
     fn no_listener_and_no_hosts_are_printed_as_such() {
         let mut config = Config { data_dir: Some("/d".into()), ..Config::default() };
+        config.auth.mode = Some(AuthMode::Trust);
         config.metrics.listen = None;
         config.hosts.advertise = Some(Vec::new());
         let printed = print(&config);

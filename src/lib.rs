@@ -120,3 +120,8 @@ pub use self::{
     model::{PresenceChange, PresenceEvent},
     server::{Addresses, Bound, Server, ServerBuilder, StartError, Stopper},
 };
+
+/// The example of the README, so that it compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,6 +1,11 @@
 //! The whole gateway: binds the listeners, builds the parts, runs them, stops them in order.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::TcpListener, runtime::Handle};
@@ -29,8 +34,9 @@ const BACKLOG: i32 = 65_535;
 /// What is kept of `drain.timeout` for the devices to go once all were told.
 const DRAIN_RESERVE: Duration = Duration::from_secs(2);
 
-/// How long the control plane may take to end once its streams were told.
-const CONTROL_END: Duration = Duration::from_secs(12);
+/// How long the control plane may take to end once its streams were told: what is left of `drain.timeout`, within these.
+/// The least is enough for a last answer over any network; the most, for a caller that is slow to read.
+const CONTROL_END: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(12));
 
 /// How often a node of several tells the others how many devices it holds.
 const CARD_INTERVAL: Duration = Duration::from_millis(500);
@@ -407,12 +413,15 @@ impl Bound {
 
         stop.cancelled().await;
         let stopped = first.spawn(async move {
+            let begun = Instant::now();
             parts.drain(&health).await;
 
             parts.streams_end.cancel();
             control_end.cancel();
             control_tasks.close();
-            if tokio::time::timeout(CONTROL_END, control_tasks.wait()).await.is_err() {
+            let left = parts.config.drain.timeout.saturating_sub(begun.elapsed());
+            let patience = left.clamp(CONTROL_END.0, CONTROL_END.1);
+            if tokio::time::timeout(patience, control_tasks.wait()).await.is_err() {
                 tracing::warn!("callers that didn't read are cut off");
             }
             http_end.cancel();

@@ -19,7 +19,7 @@ use plex::{
 };
 use serde_json::json;
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::mpsc::{self, UnboundedReceiver, unbounded_channel},
     time::timeout,
@@ -356,6 +356,27 @@ async fn dropping_a_running_gateway_stops_all_of_it() {
     for address in [addresses.device, Some(addresses.control), Some(addresses.http), addresses.metrics] {
         let address = address.expect("all are on");
         assert!(TcpStream::connect(address).await.is_err(), "nobody listens at {address}");
+    }
+}
+
+/// A caller that has begun to speak HTTP/2, and then does nothing more.
+async fn deaf(server: &TestServer) -> TcpStream {
+    let mut caller = TcpStream::connect(server.addresses.control).await.unwrap();
+    caller.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    // The gateway's own settings: it knows that it is spoken with.
+    timeout(PATIENCE, caller.read_exact(&mut [0; 9])).await.expect("in time").unwrap();
+    caller
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_listen_holds_a_stop_no_longer_than_drain_timeout_lets_it() {
+    let mut patient = TestServer::with(|config| config.drain.timeout = Duration::from_secs(3_600)).await;
+    let mut hasty = TestServer::with(|config| config.drain.timeout = Duration::from_millis(1)).await;
+    let _callers = (deaf(&patient).await, deaf(&hasty).await);
+    let (patient, hasty) = (patient.stopping(), hasty.stopping());
+    tokio::select! {
+        () = hasty => {}
+        () = patient => panic!("the one with less time is the first"),
     }
 }
 

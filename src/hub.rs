@@ -437,18 +437,19 @@ impl Hub {
         let rate = f64::from(rate).max(needed);
         let begun = Instant::now();
         let mut told = 0;
-        while told < all.len() {
-            // At least one in each step; whatever the clock says is due.
-            let due = (rate * (begun.elapsed() + STEP).as_secs_f64()).ceil() as usize;
-            for connection in &all[told..due.clamp(told + 1, all.len())] {
-                told += 1;
-                if let Some(connection) = connection.upgrade() {
-                    self.end(&*connection, EndReason::Draining);
-                }
+        let mut rest = all.into_iter().peekable();
+        loop {
+            let due = ((rate * (begun.elapsed() + STEP).as_secs_f64()) as usize).max(1);
+            // Those that went by themselves take nobody's turn.
+            let has_gone = |weak: &Weak<Connection>| weak.upgrade().is_none_or(|connection| connection.has_ended());
+            while let Some(weak) = rest.next_if(|weak| told < due || has_gone(weak)) {
+                let ended = weak.upgrade().is_some_and(|connection| self.end(&*connection, EndReason::Draining));
+                told += usize::from(ended);
             }
-            if told < all.len() {
-                tokio::time::sleep(STEP).await;
+            if rest.peek().is_none() {
+                return;
             }
+            tokio::time::sleep(STEP).await;
         }
     }
 }

@@ -214,3 +214,40 @@ async fn answers_dont_wait_behind_a_full_queue_and_are_merged() {
     device.heartbeat().await;
     assert_eq!(device.next().await.0, "/heartbeat");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_stops_sends_away_no_more_than_drain_rate_a_second() {
+    for (rate, within, first_second) in [(10, 20, 10), (1, 1_000, 1), (1_000, 20, 60), (1, 6, 10)] {
+        let node = Node::new();
+        let mut devices = Vec::new();
+        for number in 0..60 {
+            devices.push(node.login(&format!("device-{number}")).await);
+        }
+        let hub = node.devices.hub.clone();
+        let begun = Instant::now();
+        let draining = tokio::spawn(async move { hub.drain(rate, seconds(within)).await });
+        tokio::time::sleep(seconds(1)).await;
+        let told = 60 - node.devices.hub.connections();
+        assert!(told.abs_diff(first_second) <= 1, "{told} a second at a rate of {rate} in {within} s");
+        draining.await.unwrap();
+        assert_eq!(node.devices.hub.connections(), 0);
+        assert!(begun.elapsed() <= seconds(within), "{:?} of {within} s", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_when_the_last_has_gone() {
+    let node = Node::new();
+    let mut devices = Vec::new();
+    for number in 0..60 {
+        devices.push(node.login(&format!("device-{number}")).await);
+    }
+    let hub = node.devices.hub.clone();
+    let draining = tokio::spawn(async move { hub.drain(1, seconds(1_000)).await });
+    for device in devices {
+        device.gone().await.unwrap();
+    }
+    let (took, done) = timed(draining).await;
+    done.unwrap();
+    assert!(took < seconds(1), "{took:?}");
+}

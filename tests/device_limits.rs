@@ -214,6 +214,29 @@ async fn every_frame_of_a_flood_is_handled_some_day() {
 }
 
 #[tokio::test]
+async fn a_flood_keeps_nobody_online_who_has_gone() {
+    let server = TestServer::start().await;
+    let backend = server.backend().await;
+    for reset in [false, true] {
+        let mut device = server.login("flood").await;
+        // At the steady rate these are minutes.
+        device.send_bytes(&[0; 4].repeat(20_000)).await;
+        if reset {
+            device.stream.set_zero_linger().unwrap();
+        }
+        drop(device);
+        eventually("it has gone", || {
+            let mut backend = backend.clone();
+            async move {
+                let info = backend.get_info(GetInfoRequest {}).await.unwrap().into_inner();
+                (info.connections == 0).then_some(())
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn connections_over_max_connections_are_closed_at_once_and_counted() {
     let server = TestServer::with(|config| config.device.max_connections = 2).await;
     let mut alice = server.login("alice").await;

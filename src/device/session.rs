@@ -12,6 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures_util::FutureExt;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
@@ -150,7 +151,11 @@ impl<T: Transport> Session<T> {
             EndReason::Slow
         } else if self.held_until.is_some_and(|until| until <= now) {
             self.held_until = None;
-            return;
+            // What a device that has gone left unread may be hours of frames: they don't keep it online.
+            if self.connection().wire.peer_closed().now_or_never().is_none() {
+                return;
+            }
+            EndReason::Closed
         } else if self.asking.is_none() {
             EndReason::Timeout
         } else {

@@ -203,6 +203,24 @@ async fn a_device_that_doesnt_read_is_slow() {
 }
 
 #[tokio::test]
+async fn a_device_that_reads_little_but_reads_isnt_slow() {
+    let write_timeout = Duration::from_secs(1);
+    let server = TestServer::with(|config| config.device.write_timeout = write_timeout).await;
+    let mut backend = server.backend().await;
+    let mut device = narrow(&server, "alice").await;
+    fill(&mut backend, "alice").await;
+    // Far less in that time than the third of its buffer of which the kernel tells.
+    let mut piece = vec![0; 16 * 1024];
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < write_timeout * 3 {
+        device.stream.read_exact(&mut piece).await.unwrap();
+        tokio::time::sleep(write_timeout / 16).await;
+    }
+    assert!(is_online(&mut backend, "alice").await);
+    assert_eq!(server.metric("plex_connections_ended_total{reason=\"slow\"}").await, 0);
+}
+
+#[tokio::test]
 async fn too_many_errors_are_a_kick_for_good() {
     let server = TestServer::with(|config| config.device.max_errors = 1).await;
     let mut device = server.login("alice").await;

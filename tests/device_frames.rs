@@ -232,6 +232,22 @@ async fn the_gateways_own_answers_carry_no_seq_and_echo_nothing() {
 }
 
 #[tokio::test]
+async fn the_bodies_of_the_gateways_own_answers_have_their_fields_in_the_protocols_order() {
+    let server = TestServer::start().await;
+    let mut device = TestDevice::connect(server.device()).await;
+    device.auth_v2("alice").await;
+    let success = device.next().await.body;
+    assert!(success.starts_with(r#"{"v":2,"node":"node-1","heartbeat_seconds":60,"#), "{success}");
+    assert!(success.ends_with(r#","heartbeat_timeout_seconds":120,"max_frame_bytes":65536}"#), "{success}");
+    device.send("x").await;
+    let error = device.next().await.body;
+    assert!(error.starts_with(r#"{"reason":"malformed","detail":"#), "{error}");
+    drop(tokio::spawn(server.stopped()));
+    let kick = device.next().await.body;
+    assert!(kick.starts_with(r#"{"reason":"draining","reconnect":true,"after_ms":"#), "{kick}");
+}
+
+#[tokio::test]
 async fn a_push_is_written_in_order_and_escaped_only_where_it_must_be() {
     let server = TestServer::start().await;
     let mut device = server.login("alice").await;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use rand::RngExt;
-use serde_json::json;
+use serde::Serialize;
 
 use super::{
     Devices,
@@ -28,23 +28,48 @@ pub(super) enum Failed {
     Unavailable,
 }
 
+// The bodies, with their fields in the order in which the protocol tells them.
+
+#[derive(Serialize)]
+struct Success<'a> {
+    v: u8,
+    node: &'a str,
+    heartbeat_seconds: u64,
+    heartbeat_timeout_seconds: u64,
+    max_frame_bytes: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_in_seconds: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    reason: &'a str,
+    detail: &'a str,
+}
+
+#[derive(Serialize)]
+struct Kick<'a> {
+    reason: &'a str,
+    reconnect: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after_ms: Option<u64>,
+}
+
 impl Devices {
     /// `/auth/success`, for a session that ends by itself after `lasts`.
     pub(super) fn success(&self, dialect: u8, lasts: Option<Duration>) -> Vec<u8> {
         if dialect < DIALECT_2 {
             return own(self.order(), "/auth/success", "");
         }
-        let mut body = json!({
-            "v": DIALECT_2,
-            "node": self.node.as_str(),
-            "heartbeat_seconds": seconds(self.config.heartbeat),
-            "heartbeat_timeout_seconds": seconds(self.config.heartbeat_timeout),
-            "max_frame_bytes": self.config.max_frame,
-        });
-        if let Some(lasts) = lasts {
-            body["expires_in_seconds"] = seconds(lasts).into();
-        }
-        own(self.order(), "/auth/success", &body.to_string())
+        let body = Success {
+            v: DIALECT_2,
+            node: self.node.as_str(),
+            heartbeat_seconds: seconds(self.config.heartbeat),
+            heartbeat_timeout_seconds: seconds(self.config.heartbeat_timeout),
+            max_frame_bytes: self.config.max_frame,
+            expires_in_seconds: lasts.map(seconds),
+        };
+        own(self.order(), "/auth/success", &text(&body))
     }
 
     /// `/auth/failed`.
@@ -64,8 +89,8 @@ impl Devices {
     /// `/plex/error` for a device of dialect 2.
     pub(super) fn error(&self, dialect: u8, reason: &str, detail: &str) -> Option<Vec<u8>> {
         let end = detail.floor_char_boundary(DETAIL_BYTES_MAX);
-        let body = json!({ "reason": reason, "detail": detail[..end] });
-        (dialect >= DIALECT_2).then(|| own(self.order(), "/plex/error", &body.to_string()))
+        let body = Error { reason, detail: &detail[..end] };
+        (dialect >= DIALECT_2).then(|| own(self.order(), "/plex/error", &text(&body)))
     }
 
     /// `/plex/kick` for a device of dialect 2. None where the peer has gone by itself.
@@ -78,12 +103,14 @@ impl Devices {
         if dialect < DIALECT_2 {
             return None;
         }
-        let mut body = json!({ "reason": reason.name(), "reconnect": reconnect });
-        if reason == EndReason::Draining {
-            body["after_ms"] = rand::rng().random_range(0..=DRAINING_AFTER_MS_MAX).into();
-        }
-        Some(own(self.order(), "/plex/kick", &body.to_string()))
+        let after_ms = (reason == EndReason::Draining).then(|| rand::rng().random_range(0..=DRAINING_AFTER_MS_MAX));
+        let body = Kick { reason: reason.name(), reconnect, after_ms };
+        Some(own(self.order(), "/plex/kick", &text(&body)))
     }
+}
+
+fn text(body: &impl Serialize) -> String {
+    serde_json::to_string(body).expect("names, numbers and strings are JSON")
 }
 
 fn own(order: ByteOrder, uri: &str, body: &str) -> Vec<u8> {

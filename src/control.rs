@@ -43,6 +43,10 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 /// Bytes that a caller may send ahead: of one stream, of one connection.
 const WINDOW: (u32, u32) = (1 << 20, 4 << 20);
 
+/// Calls of one connection that may be cancelled before they are looked at, where `control.max_streams` isn't more. Over
+/// it the connection ends, with all its calls; the library's 20 are reached by a caller whose deadlines pass together.
+const CANCELLED_MAX: usize = 1_000;
+
 /// The service `plex.v1.Gateway`. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Control(Arc<Inner>);
@@ -89,6 +93,7 @@ pub(crate) async fn serve<H: Health>(
     let routes = Routes::new(gateway).add_service(health).add_service(reflection);
     let mut server = tonic::transport::Server::builder()
         .max_concurrent_streams(config.max_streams)
+        .http2_max_pending_accept_reset_streams(Some(CANCELLED_MAX.max(config.max_streams as usize)))
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .initial_stream_window_size(WINDOW.0)

@@ -12,7 +12,11 @@ use plex::{
     proto::{self, gateway_client::GatewayClient},
 };
 use prost::{Message as _, bytes::Buf};
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tonic::{
     Code, Request, Status,
     client::Grpc,
@@ -297,3 +301,48 @@ async fn after_its_age_a_connection_is_told_to_go_and_calls_go_on_over_a_new_one
     assert_eq!(waiting.await.unwrap().status(), proto::PushStatus::Acked);
     backend.get_info(proto::GetInfoRequest {}).await.unwrap();
 }
+
+/// A frame of HTTP/2.
+fn h2_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+#[tokio::test]
+async fn as_many_calls_as_may_be_open_can_be_cancelled_at_once_and_the_connection_serves_on() {
+    let server = TestServer::start().await;
+    let mut stream = TcpStream::connect(server.addresses.control).await.unwrap();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(h2_frame(SETTINGS, 0, 0, &[]));
+    let path = "/plex.v1.Gateway/Push";
+    let literal = |name: u8, value: &str| [&[name, value.len() as u8], value.as_bytes()].concat();
+    // POST over http, with `:authority` and `:path`.
+    let head = [&[0x83, 0x86][..], &literal(0x01, "plex"), &literal(0x04, path)].concat();
+    const CANCEL: [u8; 4] = 8u32.to_be_bytes();
+    // All in one go: calls and their ends are read together.
+    for number in 0..1_000 {
+        let stream = 1 + 2 * number;
+        bytes.extend(h2_frame(HEADERS, END_HEADERS, stream, &head));
+        bytes.extend(h2_frame(RST_STREAM, 0, stream, &CANCEL));
+    }
+    bytes.extend(h2_frame(PING, 0, 0, b"alive???"));
+    stream.write_all(&bytes).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        timeout(PATIENCE, stream.read_exact(&mut head)).await.expect("an answer in time").expect("it is still open");
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        assert_ne!(head[3], GOAWAY, "{}", String::from_utf8_lossy(&payload));
+        if head[3] == PING && payload == b"alive???" {
+            return;
+        }
+    }
+}
+
+/// What is needed of HTTP/2.
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const END_HEADERS: u8 = 4;

@@ -2,6 +2,7 @@
 //!
 //! Each call decodes, asks the hub, encodes. Only here a gRPC status is known; an outcome of a push never is one.
 
+mod beside;
 mod call;
 mod convert;
 mod incoming;
@@ -24,10 +25,10 @@ use crate::{
     config::ControlConfig,
     hub::Hub,
     proto::{
-        BroadcastRequest, BroadcastResponse, DisconnectRequest, DisconnectResponse, FILE_DESCRIPTOR_SET,
-        GetHostRequest, GetHostResponse, GetInfoRequest, GetInfoResponse, IsOnlineRequest, IsOnlineResponse,
-        ListSessionsRequest, ListSessionsResponse, OnlineStatusRequest, OnlineStatusResponse, PushManyRequest,
-        PushManyResponse, PushRequest, PushResponse, PushStreamRequest,
+        BroadcastRequest, BroadcastResponse, DisconnectRequest, DisconnectResponse, GetHostRequest, GetHostResponse,
+        GetInfoRequest, GetInfoResponse, IsOnlineRequest, IsOnlineResponse, ListSessionsRequest, ListSessionsResponse,
+        OnlineStatusRequest, OnlineStatusResponse, PushManyRequest, PushManyResponse, PushRequest, PushResponse,
+        PushStreamRequest,
         gateway_server::{Gateway, GatewayServer},
     },
     telemetry::Metrics,
@@ -84,13 +85,9 @@ pub(crate) async fn serve<H: Health>(
     stop: CancellationToken,
 ) {
     let secrets = Secrets::new(secrets, control.0.metrics.clone());
+    let beside = beside::routes(control.clone(), health);
     let gateway = GatewayServer::with_interceptor(control, move |request: Request<()>| secrets.check(request));
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the compiled descriptors are whole");
-    let routes = Routes::new(gateway).add_service(health).add_service(reflection);
+    let routes = Routes::from(beside).add_service(gateway);
     let mut server = tonic::transport::Server::builder()
         .max_concurrent_streams(config.max_streams)
         .http2_max_pending_accept_reset_streams(Some(CANCELLED_MAX.max(config.max_streams as usize)))

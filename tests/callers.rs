@@ -5,7 +5,7 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{PATIENCE, SECRET, TestServer, channel, config, eventually, push};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use plex::{
     Server,
     config::Secret,
@@ -24,9 +24,11 @@ use tonic::{
     codegen::http::uri::PathAndQuery,
     metadata::MetadataValue,
 };
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tonic_reflection::pb::v1::{
-    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    ServerReflectionRequest, ServerReflectionResponse, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
@@ -300,6 +302,52 @@ async fn after_its_age_a_connection_is_told_to_go_and_calls_go_on_over_a_new_one
     device.ack(seq, "").await;
     assert_eq!(waiting.await.unwrap().status(), proto::PushStatus::Acked);
     backend.get_info(proto::GetInfoRequest {}).await.unwrap();
+}
+
+/// Streams of health and reflection, each of which has answered once.
+async fn streams_beside(
+    server: &TestServer,
+) -> (tonic::Streaming<HealthCheckResponse>, tonic::Streaming<ServerReflectionResponse>) {
+    let channel = server.bare_channel().await;
+    let mut health =
+        HealthClient::new(channel.clone()).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let request = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let requests = stream::iter([request]).chain(stream::pending());
+    let mut reflection =
+        ServerReflectionClient::new(channel).server_reflection_info(requests).await.unwrap().into_inner();
+    reflection.message().await.unwrap().unwrap();
+    (health, reflection)
+}
+
+/// The stream's end, which is told by the gateway and not by the end of its connection.
+async fn expect_over<T: std::fmt::Debug>(stream: &mut tonic::Streaming<T>) {
+    let status = timeout(PATIENCE, stream.message()).await.expect("it ends in time").unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().starts_with("the gateway ends this stream"), "{status}");
+}
+
+#[tokio::test]
+async fn streams_of_health_and_reflection_do_not_hold_up_the_end_of_the_drain() {
+    let mut server = TestServer::start().await;
+    let (mut health, mut reflection) = streams_beside(&server).await;
+    let stopping = server.stopping();
+    assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    expect_over(&mut health).await;
+    expect_over(&mut reflection).await;
+    stopping.await;
+}
+
+#[tokio::test]
+async fn streams_of_health_and_reflection_end_at_the_age_of_their_connection() {
+    let age = std::time::Duration::from_millis(100);
+    let server = TestServer::with(|config| config.control.max_connection_age = Some(age)).await;
+    let (mut health, mut reflection) = streams_beside(&server).await;
+    expect_over(&mut health).await;
+    expect_over(&mut reflection).await;
 }
 
 /// A frame of HTTP/2.

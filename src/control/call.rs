@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, metadata::MetadataMap};
+use tonic::{Extensions, metadata::MetadataMap};
 
 use super::{Control, incoming::ConnectionInfo};
 
@@ -42,8 +42,9 @@ pub(super) struct StreamEnd {
 }
 
 impl StreamEnd {
-    pub(super) fn of<T>(control: &Control, request: &Request<T>) -> Self {
-        let over = request.extensions().get::<ConnectionInfo>().map(|connection| connection.over.clone());
+    /// `extensions` are those of the call.
+    pub(super) fn of(control: &Control, extensions: &Extensions) -> Self {
+        let over = extensions.get::<ConnectionInfo>().map(|connection| connection.over.clone());
         Self { stopping: control.0.stopping.clone(), over }
     }
 

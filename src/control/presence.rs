@@ -40,7 +40,7 @@ impl Control {
         &self,
         request: Request<OnlineStatusRequest>,
     ) -> Result<BoxStream<'static, Result<OnlineStatusResponse, Status>>, Status> {
-        let end = StreamEnd::of(self, &request);
+        let end = StreamEnd::of(self, request.extensions());
         let OnlineStatusRequest { uids, skip_snapshot, resume_after } = request.into_inner();
         convert::uids(&uids, 0)?;
         let uids = uids.iter().map(|uid| Uid::new(uid).expect("it was checked")).collect();

@@ -80,7 +80,7 @@ pub(super) fn start(control: Control, request: Request<Streaming<PushStreamReque
     let open = control.0.metrics.stream_opened();
     let reader = Reader {
         deadline: call::deadline(request.metadata()),
-        end: StreamEnd::of(&control, &request),
+        end: StreamEnd::of(&control, request.extensions()),
         control,
         shared: Arc::clone(&shared),
         later: Later::default(),

@@ -14,7 +14,7 @@ impl Control {
         &self,
         request: Request<ListSessionsRequest>,
     ) -> Result<BoxStream<'static, Result<ListSessionsResponse, Status>>, Status> {
-        let end = StreamEnd::of(self, &request);
+        let end = StreamEnd::of(self, request.extensions());
         let uid = request.into_inner().uid;
         if !uid.is_empty() {
             convert::uid("uid", &uid)?;

@@ -4,12 +4,13 @@
 mod common;
 
 use common::{
-    TestDevice, TestServer, eventually, online, sessions,
+    Bearer, SECRET, TestDevice, TestServer, eventually, online, sessions,
     watch::{Watch, everyone, only, sorted_words, word, words},
 };
-use plex::proto::{self, OfflineReason, OnlineStatusKind, OnlineStatusRequest};
+use plex::proto::{self, OfflineReason, OnlineStatusKind, OnlineStatusRequest, gateway_client::GatewayClient};
 use prost_types::Timestamp;
 use std::time::{Duration, SystemTime};
+use tonic::{Code, transport::Endpoint};
 
 fn millis(time: Option<Timestamp>) -> i64 {
     let time = time.expect("a time");
@@ -409,4 +410,30 @@ mod reasons {
         watch.expect_offline("alice", OfflineReason::Protocol).await;
         deserted(&server).await;
     }
+}
+
+#[tokio::test]
+async fn the_changes_of_a_drain_are_told_before_its_end_to_one_who_reads_late_too() {
+    let mut server = TestServer::start().await;
+    let long = "u".repeat(240);
+    let mut devices = Vec::new();
+    for number in 0..200 {
+        devices.push(server.login(&format!("{long}{number}")).await);
+    }
+    // What isn't read is held back by the gateway, not on the way.
+    let window = 1 << 12;
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.addresses.control)).unwrap();
+    let narrow = endpoint.initial_stream_window_size(window).initial_connection_window_size(window);
+    let mut backend = GatewayClient::with_interceptor(narrow.connect().await.unwrap(), Bearer(SECRET.to_owned()));
+    let request = OnlineStatusRequest { skip_snapshot: true, ..everyone() };
+    let (mut watch, _) = Watch::live(&mut backend, request).await;
+    let (mut prompt, _) = Watch::live(&mut server.backend().await, only(&["nobody"])).await;
+    let stopped = server.stopping();
+    drop(devices);
+    // It is over for one who waited.
+    prompt.expect_unavailable().await;
+    let (told, status) = watch.rest().await;
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert_eq!(told.iter().filter(|event| !event.online).count(), 200);
+    stopped.await;
 }

@@ -153,12 +153,7 @@ impl Watcher {
     /// no event. Never ends. Cancel-safe: a call that is dropped has taken nothing.
     pub(crate) async fn next(&mut self) -> Update {
         loop {
-            // In a block of its own: no lock is held across an await.
-            let step = {
-                let mut presence = self.node.presence();
-                self.position.step(&mut presence, self.node.known_since(), self.node.settled_at())
-            };
-            match step {
+            match self.step() {
                 Step::Tell(events) => return self.update(events),
                 Step::Again => yield_now().await,
                 Step::Wait(_) if Instant::now() >= self.quiet_until => return self.update(Vec::new()),
@@ -174,6 +169,25 @@ impl Watcher {
                 }
             }
         }
+    }
+
+    /// What has happened and isn't told yet; `None` where that is nothing, or nobody could go on from it: the snapshot isn't
+    /// whole. Cancel-safe as [`Watcher::next`].
+    pub(crate) async fn rest(&mut self) -> Option<Update> {
+        while self.position.resumable {
+            match self.step() {
+                Step::Tell(events) => return Some(self.update(events)),
+                Step::Again => yield_now().await,
+                Step::Wait(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// A function of its own: no lock is held across an await.
+    fn step(&mut self) -> Step {
+        let mut presence = self.node.presence();
+        self.position.step(&mut presence, self.node.known_since(), self.node.settled_at())
     }
 
     fn update(&mut self, events: Vec<PresenceEvent>) -> Update {

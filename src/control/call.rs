@@ -11,6 +11,9 @@ use super::{Control, incoming::ConnectionInfo};
 /// What is kept of a call's deadline for the way back of its answer: a tenth, at most this.
 const WAY_BACK_MAX: Duration = Duration::from_millis(200);
 
+/// How long a stream that the gateway ends goes on with what it has to tell.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
+
 /// Until when a call may wait: its own deadline less the way back. None: it has no deadline.
 pub(super) fn deadline(metadata: &MetadataMap) -> Option<Instant> {
     let timeout = timeout(metadata.get("grpc-timeout")?.to_str().ok()?)?;

@@ -4,9 +4,14 @@ use futures_util::{
     StreamExt,
     stream::{self, BoxStream},
 };
+use tokio::time::Instant;
 use tonic::{Request, Status};
 
-use super::{BATCH_MAX, Control, call::StreamEnd, convert, over};
+use super::{
+    BATCH_MAX, Control,
+    call::{LAST_WORDS, StreamEnd},
+    convert, over,
+};
 use crate::{
     cluster::{Update, Watcher},
     model::Uid,
@@ -45,7 +50,7 @@ impl Control {
         convert::uids(&uids, 0)?;
         let uids = uids.iter().map(|uid| Uid::new(uid).expect("it was checked")).collect();
         let watcher = self.0.hub.cluster().watch(uids, skip_snapshot, &resume_after);
-        let watch = Watch { watcher, end, _open: self.0.metrics.stream_opened() };
+        let watch = Watch { watcher, end, last_until: None, _open: self.0.metrics.stream_opened() };
         Ok(stream::unfold(Some(watch), next).boxed())
     }
 }
@@ -53,17 +58,28 @@ impl Control {
 struct Watch {
     watcher: Watcher,
     end: StreamEnd,
+    /// Set once the end is reached: until when the rest may be told.
+    last_until: Option<Instant>,
     _open: StreamOpen,
+}
+
+impl Watch {
+    /// None at the end: what happened before it has been told, so that the changes of a drain aren't lost in it.
+    async fn next(&mut self) -> Option<Update> {
+        tokio::select! {
+            biased;
+            () = self.end.reached() => {}
+            update = self.watcher.next() => return Some(update),
+        }
+        let until = *self.last_until.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+        if Instant::now() < until { self.watcher.rest().await } else { None }
+    }
 }
 
 /// Nothing is gathered ahead: a caller that doesn't read falls behind in the ring of changes, and is told so by RESET.
 async fn next(watch: Option<Watch>) -> Option<(Result<OnlineStatusResponse, Status>, Option<Watch>)> {
     let mut watch = watch?;
-    let Update { events, cursor } = tokio::select! {
-        biased;
-        () = watch.end.reached() => return Some((Err(over()), None)),
-        update = watch.watcher.next() => update,
-    };
+    let Some(Update { events, cursor }) = watch.next().await else { return Some((Err(over()), None)) };
     debug_assert!(events.len() <= BATCH_MAX);
     let events = events.into_iter().map(convert::event).collect();
     Some((Ok(OnlineStatusResponse { events, cursor }), Some(watch)))

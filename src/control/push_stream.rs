@@ -8,7 +8,6 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use futures_util::{
@@ -22,7 +21,7 @@ use tonic::{Request, Status, Streaming};
 
 use super::{
     BATCH_MAX, Control,
-    call::{self, StreamEnd},
+    call::{self, LAST_WORDS, StreamEnd},
     convert::{self, Invalid},
     over,
     push::{ack_deadline, outcome},
@@ -44,9 +43,6 @@ const RESULT_BYTES: usize = 64;
 
 /// Messages between two looks at whether a stream has to end.
 const MESSAGES_BETWEEN: u64 = 64;
-
-/// How long a stream that the gateway ends goes on telling the results of what it has read.
-const LAST_RESULTS: Duration = Duration::from_secs(10);
 
 /// The response stream.
 pub(crate) struct Results {
@@ -140,7 +136,7 @@ impl Reader {
 
     /// The last results of a stream that the gateway ends.
     async fn wind_up(&mut self) -> Result<(), Status> {
-        let _ = tokio::time::timeout(LAST_RESULTS, self.later.finish(&self.shared, true)).await;
+        let _ = tokio::time::timeout(LAST_WORDS, self.later.finish(&self.shared, true)).await;
         Err(over())
     }
 

@@ -159,7 +159,7 @@ pub type Backend = GatewayClient<InterceptedService<Channel, Bearer>>;
 
 /// Adds the secret to each call.
 #[derive(Clone)]
-pub struct Bearer(String);
+pub struct Bearer(pub String);
 
 impl tonic::service::Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {

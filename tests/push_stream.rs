@@ -128,6 +128,22 @@ async fn of_an_overlong_message_nothing_is_pushed_and_every_push_before_it_has_i
 }
 
 #[tokio::test]
+async fn a_message_over_4_mib_ends_the_stream_out_of_range_after_the_results_before_it() {
+    let server = TestServer::start().await;
+    let mut device = server.login("alice").await;
+    let mut pushing = Pushing::open(&mut server.backend().await).await;
+    pushing.send(vec![numbered(1, push("nobody", "/x", "")), numbered(2, call("alice", "/ask", "", LONG))]).await;
+    let too_large = "x".repeat(4 << 20);
+    pushing.send(vec![numbered(3, push("alice", "/x", "")), numbered(4, push("alice", "/x", &too_large))]).await;
+    let (results, end) = pushing.rest().await;
+    assert_eq!((ids(&results), results[0].status()), (vec![1], PushStatus::Offline));
+    let status = end.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status}");
+    assert_eq!(device.next().await.uri, "/ask");
+    device.expect_quiet().await;
+}
+
+#[tokio::test]
 async fn a_result_with_ack_timeout_comes_when_it_is_known_and_holds_up_no_other() {
     let server = TestServer::start().await;
     let mut device = server.login("alice").await;

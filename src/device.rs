@@ -30,7 +30,7 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::frame::ByteOrder;
-pub(crate) use self::listener::serve;
+pub(crate) use self::listener::{serve, tune};
 use crate::{auth::Gate, config::DeviceConfig, hub::Hub, model::NodeName, telemetry::Metrics};
 
 /// What all sessions of a node share. Cheap to clone.

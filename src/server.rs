@@ -134,7 +134,11 @@ impl Server {
     pub async fn bind(self) -> Result<Bound, StartError> {
         let Self { config, authenticator, on_presence, log } = self;
         let device_listener = match &config.device.listen {
-            Some(address) => Some(listen("device.listen", address).await?),
+            Some(address) => {
+                let socket = listen("device.listen", address).await?;
+                device::tune(&socket);
+                Some(socket)
+            }
             None => None,
         };
         let control_listener = listen("control.listen", &config.control.listen).await?;

@@ -208,9 +208,16 @@ async fn a_device_that_reads_little_but_reads_isnt_slow() {
     let server = TestServer::with(|config| config.device.write_timeout = write_timeout).await;
     let mut backend = server.backend().await;
     let mut device = narrow(&server, "alice").await;
-    fill(&mut backend, "alice").await;
-    // Far less in that time than the third of its buffer of which the kernel tells.
-    let mut piece = vec![0; 16 * 1024];
+    // Something always waits.
+    let mut fills = backend.clone();
+    let filling = tokio::spawn(async move {
+        loop {
+            fill(&mut fills, "alice").await;
+            tokio::time::sleep(write_timeout / 100).await;
+        }
+    });
+    // Far less in that time than the third of its buffer of which the kernel tells by default.
+    let mut piece = vec![0; 4 * 1024];
     let begun = tokio::time::Instant::now();
     while begun.elapsed() < write_timeout * 3 {
         device.stream.read_exact(&mut piece).await.unwrap();
@@ -218,6 +225,7 @@ async fn a_device_that_reads_little_but_reads_isnt_slow() {
     }
     assert!(is_online(&mut backend, "alice").await);
     assert_eq!(server.metric("plex_connections_ended_total{reason=\"slow\"}").await, 0);
+    filling.abort();
 }
 
 #[tokio::test]

@@ -15,6 +15,24 @@ use super::{
 /// Pause after an accept that failed for want of descriptors or memory: there is nothing else to do about it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Bytes that the kernel takes for a device beyond what the device has room for. By default that is megabytes, of which
+/// it tells only once a third is free: a device that reads a little at a time would look as if it didn't read, and one
+/// that doesn't read would hold the megabytes. With this a reader needs half of it within `device.write_timeout`.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES: u32 = 16 << 10;
+
+/// Prepares a listening socket: those that it accepts inherit it.
+#[cfg(target_os = "linux")]
+pub(crate) fn tune(listener: &std::net::TcpListener) {
+    if let Err(error) = socket2::SockRef::from(listener).set_tcp_notsent_lowat(UNSENT_BYTES) {
+        tracing::warn!(%error, "the kernel's buffers for devices stay large: slow readers may be taken for none");
+    }
+}
+
+/// Elsewhere the kernel's own bound counts.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn tune(_: &std::net::TcpListener) {}
+
 /// Accepts devices on this thread until the node stops.
 pub(crate) async fn serve(listener: TcpListener, devices: Devices) {
     let stopping = devices.stopping.clone();

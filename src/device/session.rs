@@ -148,9 +148,6 @@ impl<T: Transport> Session<T> {
         let reason = if self.expires.is_some_and(|at| at <= now) {
             EndReason::Expired
         } else if blocked.is_some_and(|since| since + config.write_timeout <= now) {
-            if self.connection().insist() {
-                return;
-            }
             EndReason::Slow
         } else if self.held_until.is_some_and(|until| until <= now) {
             self.held_until = None;

@@ -36,12 +36,6 @@ impl Wire for TcpStream {
         TcpStream::try_write_vectored(self, pieces)
     }
 
-    fn insist_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        // Past tokio, which asks the kernel only once it has told of room: Linux does when a third of the buffer is
-        // free, which is a megabyte perhaps.
-        socket2::SockRef::from(self).send(bytes)
-    }
-
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_write_ready(cx)
     }

@@ -30,12 +30,6 @@ pub(crate) trait Wire: Send + Sync {
     /// As [`Wire::try_write`], of several pieces in one go.
     fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// As [`Wire::try_write`], also where [`Wire::poll_writable`] isn't ready: a kernel that holds a lot may tell of
-    /// room late.
-    fn insist_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.try_write(bytes)
-    }
-
     /// Ready once something can be written again. For the connection's own task alone.
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
@@ -323,21 +317,6 @@ impl<W: Wire + ?Sized> Connection<W> {
         Flush::Idle
     }
 
-    /// Whether the wire takes something of what waits, though it hasn't told of room. To be asked before a connection
-    /// is given up as slow: one that reads little, but reads, isn't.
-    pub(crate) fn insist(&self) -> bool {
-        let mut outbox = self.outbox();
-        let Some(queue) = &mut outbox.queue else { return true };
-        let taken = queue.frames().next().map(|frame| self.wire.insist_write(frame));
-        let Some(Ok(written @ 1..)) = taken else { return false };
-        queue.progress = Instant::now();
-        queue.advance(written);
-        if queue.is_empty() {
-            outbox.queue = None;
-        }
-        true
-    }
-
     /// Decides that the connection has ended: nothing is taken from now on. Returns the waits that it leaves behind,
     /// None where it had ended before. `Hub::end` calls it, so that registry and presence change in the same step.
     pub(super) fn end(&self, reason: EndReason) -> Option<Ended> {
@@ -408,16 +387,12 @@ impl Queue {
         matches!(self.rest, Some((_, false)))
     }
 
-    /// In the order of writing.
-    fn frames(&self) -> impl Iterator<Item = &Bytes> {
-        self.rest.iter().map(|(rest, _)| rest).chain(self.answers.iter().flatten()).chain(&self.pushes)
-    }
-
     /// Hands the wire as much as it takes in one call.
     fn write_to<W: Wire + ?Sized>(&mut self, wire: &W) -> io::Result<()> {
         let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
         let mut count = 0;
-        for (piece, frame) in pieces.iter_mut().zip(self.frames()) {
+        let frames = self.rest.iter().map(|(rest, _)| rest).chain(self.answers.iter().flatten()).chain(&self.pushes);
+        for (piece, frame) in pieces.iter_mut().zip(frames) {
             *piece = IoSlice::new(frame);
             count += 1;
         }

@@ -1,19 +1,23 @@
 //! The commands of `plex`: the gateway itself, and small tools that speak with one as a backend or a device does.
 
+mod broadcast;
 mod device;
 mod exit;
 mod gateway;
+mod kick;
 mod local;
+mod manual;
 mod node;
 mod online;
 mod output;
 mod push;
 mod serve;
+mod sessions;
 mod watch;
 
 use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
@@ -44,18 +48,28 @@ enum Command {
     Check(local::ConfigArgs),
     /// Print the secret that the commands on this machine use
     Secret,
-    /// Push one message to a device
+    /// Push one message to a device, or many from standard input
     Push(push::PushArgs),
+    /// Push one message to everyone who is connected
+    Broadcast(broadcast::BroadcastArgs),
     /// Tell who is online; exit code 1 unless all are
     Online(online::OnlineArgs),
     /// Follow who comes online and goes offline
     Watch(watch::WatchArgs),
+    /// Close the connections of a device
+    Kick(kick::KickArgs),
+    /// List connections
+    Sessions(sessions::SessionsArgs),
     /// Tell where a device should connect now
     Host(node::HostArgs),
     /// Tell what the gateway is and holds
     Info(node::InfoArgs),
     /// Be a device: show each push and acknowledge it
     Device(device::DeviceArgs),
+    /// Print what makes a shell complete these commands
+    Completions(manual::CompletionsArgs),
+    /// Print the manual page, or write that of every command to a folder
+    Man(manual::ManArgs),
 }
 
 /// Runs the command that `arguments` tell, the program's name first, to its end.
@@ -86,6 +100,11 @@ fn execute(cli: Cli) -> Result<Exit, Failure> {
         Command::Secret => local::secret(&gateway::load(config)?, &mut Output::stdout(false)),
         Command::Push(args) => block_on(push::push(args, config)),
         Command::Online(args) => block_on(online::online(args, config)),
+        Command::Broadcast(args) => block_on(broadcast::broadcast(args, config)),
+        Command::Kick(args) => block_on(kick::kick(args, config)),
+        Command::Sessions(args) => block_on(sessions::sessions(args, config)),
+        Command::Completions(args) => manual::completions(&args, Cli::command()),
+        Command::Man(args) => manual::man(args, Cli::command()),
         Command::Watch(args) => block_on(until_stopped(watch::watch(args, config))),
         Command::Host(args) => block_on(node::host(args, config)),
         Command::Info(args) => block_on(node::info(args, config)),

@@ -2,8 +2,14 @@
 
 mod common;
 
+#[path = "commands/admin.rs"]
+mod admin;
 #[path = "commands/device.rs"]
 mod device;
+#[path = "commands/json.rs"]
+mod json;
+#[path = "commands/stream.rs"]
+mod stream;
 #[path = "commands/watch.rs"]
 mod watch;
 
@@ -38,6 +44,12 @@ impl Ground {
     /// A command with what names this gateway.
     fn spawn(&self, arguments: &[&str]) -> TestProcess {
         self.home.spawn(&[arguments, &["--control", &self.url, "--secret-file", &self.secret]].concat())
+    }
+
+    /// The same, which reads `input`.
+    async fn feed(&self, arguments: &[&str], input: &str) -> Finished {
+        let named = [arguments, &["--control", &self.url, "--secret-file", &self.secret]].concat();
+        TestProcess::fed(self.home.command(&named), input).finished().await
     }
 
     async fn run(&self, arguments: &[&str]) -> Finished {

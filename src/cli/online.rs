@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Exit, Failure, Output,
     gateway::GatewayArgs,
-    output::{connections, shown, timestamp},
+    output::{Tone, connections, shown, timestamp},
 };
 use crate::proto::OnlineState;
 
@@ -39,7 +39,8 @@ pub(super) async fn online(args: OnlineArgs, config: Option<PathBuf>) -> Result<
     let mut output = Output::stdout(gateway.json);
     for state in &answer.states {
         let line = line(state);
-        output.answer(&line, || text(&line))?;
+        let text = text(&line, |word, tone| output.toned(word, tone));
+        output.answer(&line, || text)?;
     }
     Ok(if answer.states.iter().all(|state| state.online) { Exit::Done } else { Exit::No })
 }
@@ -49,17 +50,22 @@ fn line(state: &OnlineState) -> OnlineLine<'_> {
     OnlineLine { uid, online: *online, since: timestamp(*since), node, connections: *connections }
 }
 
-fn text(line: &OnlineLine<'_>) -> String {
+fn text(line: &OnlineLine<'_>, toned: impl FnOnce(&str, Tone) -> String) -> String {
     if !line.online {
-        return format!("{} offline", shown(line.uid));
+        return format!("{} {}", shown(line.uid), toned("offline", Tone::Bad));
     }
     let since = line.since.as_deref().map_or_else(String::new, |since| format!(" since {since}"));
-    format!("{} online{since} at {}, {}", shown(line.uid), shown(line.node), connections(line.connections))
+    let online = toned("online", Tone::Good);
+    format!("{} {online}{since} at {}, {}", shown(line.uid), shown(line.node), connections(line.connections))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn plain(word: &str, _: Tone) -> String {
+        word.to_owned()
+    }
 
     #[test]
     fn a_state_is_printed_for_people_and_for_scripts() {
@@ -70,13 +76,13 @@ mod tests {
             node: "n1".to_owned(),
             connections: 1,
         };
-        assert_eq!(text(&line(&online)), "alice online since 1970-01-01T00:00:01.500Z at n1, 1 connection");
+        assert_eq!(text(&line(&online), plain), "alice online since 1970-01-01T00:00:01.500Z at n1, 1 connection");
         assert_eq!(
             serde_json::to_string(&line(&online)).unwrap(),
             r#"{"uid":"alice","online":true,"since":"1970-01-01T00:00:01.500Z","node":"n1","connections":1}"#
         );
         let offline = OnlineState { uid: "bob".to_owned(), ..Default::default() };
-        assert_eq!(text(&line(&offline)), "bob offline");
+        assert_eq!(text(&line(&offline), plain), "bob offline");
         assert_eq!(
             serde_json::to_string(&line(&offline)).unwrap(),
             r#"{"uid":"bob","online":false,"node":"","connections":0}"#

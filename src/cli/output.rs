@@ -2,11 +2,13 @@
 
 use std::{
     borrow::Cow,
+    env,
     fmt::Display,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     time::{Duration, SystemTime},
 };
 
+use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use super::{Exit, Failure};
@@ -19,16 +21,45 @@ pub(super) struct Output {
     json: bool,
     to: Box<dyn Write>,
     closed: bool,
+    terminal: bool,
+}
+
+/// How good a word is, which a terminal shows by its colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tone {
+    Good,
+    Bad,
+    Faint,
 }
 
 impl Output {
     /// Writes to stdout, as JSON or for people.
     pub(super) fn stdout(json: bool) -> Self {
-        Self::new(json, Box::new(io::stdout()))
+        let terminal = !json && io::stdout().is_terminal();
+        Self { terminal, ..Self::new(json, Box::new(io::stdout())) }
     }
 
     pub(super) fn new(json: bool, to: Box<dyn Write>) -> Self {
-        Self { json, to, closed: false }
+        Self { json, to, closed: false, terminal: false }
+    }
+
+    /// Whether a person looks at it: only then there are tables.
+    pub(super) fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// `text` in the colour of its tone, on a terminal that hasn't asked for none (`NO_COLOR`).
+    pub(super) fn toned(&self, text: &str, tone: Tone) -> String {
+        let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        if !self.terminal || plain {
+            return text.to_owned();
+        }
+        let style = match tone {
+            Tone::Good => AnsiColor::Green.on_default(),
+            Tone::Bad => AnsiColor::Red.on_default(),
+            Tone::Faint => Style::new().dimmed(),
+        };
+        format!("{style}{text}{style:#}")
     }
 
     /// Prints one answer: `object` as JSON, or else what `text` says.
@@ -119,6 +150,16 @@ mod tests {
         assert!(output.is_closed());
         let mut output = Output::new(false, Box::new(Full(io::ErrorKind::StorageFull)));
         assert_eq!(output.line(&"a").unwrap_err().exit, Exit::No);
+    }
+
+    #[test]
+    fn only_a_terminal_gets_colours() {
+        let mut output = Output::new(false, Box::new(io::sink()));
+        assert_eq!(output.toned("SENT", Tone::Good), "SENT");
+        output.terminal = true;
+        if env::var_os("NO_COLOR").is_none() {
+            assert_eq!(output.toned("SENT", Tone::Good), "\u{1b}[32mSENT\u{1b}[0m");
+        }
     }
 
     #[test]

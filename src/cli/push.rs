@@ -1,4 +1,6 @@
-//! `plex push`: one message to one uid.
+//! `plex push`: one message to one uid, or many from standard input.
+
+mod stream;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,23 +10,39 @@ use serde::Serialize;
 use super::{
     Exit, Failure, Output,
     gateway::GatewayArgs,
-    output::{connections, shown},
+    output::{Tone, connections, shown},
 };
 use crate::proto::{PushResponse, PushStatus};
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct PushArgs {
+    #[command(flatten)]
+    one: Option<OnePush>,
+    /// Push what comes on standard input, a JSON object to a line, and print a result for each likewise
+    ///
+    /// {"uid":"…","uri":"…","body":"…"}, with "ackTimeout":"5s" and "id":"7" where wanted. Without an id the number of the
+    /// line is it. Results of pushes with an ackTimeout come when they are known, others in order.
+    #[arg(long, conflicts_with = "OnePush", required_unless_present = "uid")]
+    stream: bool,
+    #[command(flatten)]
+    gateway: GatewayArgs,
+}
+
+/// One message.
+#[derive(Debug, Clone, Args)]
+struct OnePush {
     /// Whose device: 1 to 255 bytes
+    #[arg(required = false)]
     uid: String,
     /// What the message is; not one of the reserved /auth/…, /inner/…, /logic/send/msg, /heartbeat, /plex/…
+    #[arg(required = false, requires = "body")]
     uri: String,
     /// Its content
+    #[arg(required = false)]
     body: String,
     /// Wait so long for the device's answer and print it: 5s, 500ms, at most 5m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     ack: Option<Duration>,
-    #[command(flatten)]
-    gateway: GatewayArgs,
 }
 
 /// As `PushResponse` in protobuf's JSON, without what a single push doesn't have.
@@ -38,13 +56,18 @@ struct PushLine<'a> {
 
 /// Pushes. No is the answer where it isn't SENT; with `--ack`, where it isn't ACKED.
 pub(super) async fn push(args: PushArgs, config: Option<PathBuf>) -> Result<Exit, Failure> {
-    let PushArgs { uid, uri, body, ack, gateway } = args;
+    let PushArgs { one, stream: _, gateway } = args;
     let control = gateway.connect(config)?;
+    let Some(OnePush { uid, uri, body, ack }) = one else {
+        return stream::push_lines(&control, tokio::io::stdin(), &mut Output::stdout(true)).await;
+    };
+    let mut output = Output::stdout(gateway.json);
     let outcome = match ack {
         Some(ack_timeout) => control.ask(&uid, &uri, &body, ack_timeout).await?,
         None => control.push(&uid, &uri, &body).await?,
     };
-    Output::stdout(gateway.json).answer(&line(&outcome), || text(&outcome))?;
+    let text = text(&outcome, |status| output.toned(status, tone(&outcome)));
+    output.answer(&line(&outcome), || text)?;
     Ok(exit(&outcome, ack.is_some()))
 }
 
@@ -58,8 +81,13 @@ fn line(outcome: &PushResponse) -> PushLine<'_> {
     PushLine { status: status(outcome), seq: seq.to_string(), connections: *connections, reply }
 }
 
-fn text(outcome: &PushResponse) -> String {
-    let mut text = status(outcome).to_owned();
+fn tone(outcome: &PushResponse) -> Tone {
+    let good = matches!(outcome.status(), PushStatus::Sent | PushStatus::Acked);
+    if good { Tone::Good } else { Tone::Bad }
+}
+
+fn text(outcome: &PushResponse, toned: impl FnOnce(&'static str) -> String) -> String {
+    let mut text = toned(status(outcome));
     if outcome.connections > 0 {
         text += &format!(", seq {}, {}", outcome.seq, connections(outcome.connections));
     }
@@ -92,17 +120,17 @@ mod tests {
             reply: "fine\n".to_owned(),
             ..outcome(PushStatus::Acked)
         };
-        assert_eq!(text(&outcome), "ACKED, seq 9007199254740991, 2 connections: fine\\n");
+        assert_eq!(text(&outcome, str::to_owned), "ACKED, seq 9007199254740991, 2 connections: fine\\n");
         assert_eq!(
             serde_json::to_string(&line(&outcome)).unwrap(),
             r#"{"status":"ACKED","seq":"9007199254740991","connections":2,"reply":"fine\n"}"#
         );
-        assert_eq!(text(&PushResponse::default()), "UNSPECIFIED");
+        assert_eq!(text(&PushResponse::default(), str::to_owned), "UNSPECIFIED");
     }
 
     #[test]
     fn an_unknown_status_is_unknown() {
-        assert_eq!(text(&PushResponse { status: 77, ..Default::default() }), "UNKNOWN");
+        assert_eq!(text(&PushResponse { status: 77, ..Default::default() }, str::to_owned), "UNKNOWN");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 use std::{fs, net::TcpListener, path::Path};
 
-use clap::CommandFactory;
 use tempfile::TempDir;
 
 use super::*;
@@ -45,6 +44,16 @@ fn bad_usage_is_2_and_help_is_0() {
         &["nonsense"][..],
         &[],
         &["push", "alice"],
+        &["push"],
+        &["push", "alice", "/a"],
+        &["push", "alice", "/a", "b", "--stream"],
+        &["push", "--stream", "--ack", "5s"],
+        &["push", "--ack", "5s"],
+        &["kick"],
+        &["broadcast", "/a"],
+        &["sessions", "alice", "bob"],
+        &["completions"],
+        &["completions", "nonsense"],
         &["push", "alice", "/a", "b", "--ack", "5"],
         &["push", "alice", "/a", "b", "--nonsense"],
         &["online"],
@@ -67,8 +76,12 @@ fn the_configuration_is_a_flag_of_every_command() {
         &["check"],
         &["secret"],
         &["push", "alice", "/a", "b"],
+        &["push", "--stream"],
+        &["broadcast", "/a", "b"],
         &["online", "alice"],
         &["watch"],
+        &["kick", "alice"],
+        &["sessions"],
         &["host"],
         &["info"],
         &["device", "--uid", "alice"],
@@ -90,6 +103,9 @@ fn a_gateway_that_cannot_be_reached_is_4() {
         &["online", "alice"],
         &["watch"],
         &["watch", "alice", "--json"],
+        &["broadcast", "/a", "b"],
+        &["kick", "alice"],
+        &["sessions"],
         &["host"],
         &["info"],
         &["device", "--uid", "alice"],

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -172,7 +172,22 @@ impl Finished {
 
 impl TestProcess {
     pub fn spawn(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null());
+        Self::start(command)
+    }
+
+    /// One that reads `input`, which is then closed.
+    pub fn fed(mut command: Command, input: impl Into<Vec<u8>>) -> Self {
+        command.stdin(Stdio::piped());
+        let mut process = Self::start(command);
+        let (mut stdin, input) = (process.child.stdin.take().expect("it is piped"), input.into());
+        // It may end before it has read all.
+        thread::spawn(move || stdin.write_all(&input));
+        process
+    }
+
+    fn start(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program can be started");
         let stdout = Lines::of(child.stdout.take().expect("it is piped"));
         let stderr = Lines::of(child.stderr.take().expect("it is piped"));

@@ -1,0 +1,154 @@
+//! `plex sessions`: who is connected, and how it is with them.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Exit, Failure, Output,
+    gateway::GatewayArgs,
+    output::{Tone, shown, timestamp},
+};
+use crate::proto::Session;
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct SessionsArgs {
+    /// Whose [default: everyone's]
+    uid: Option<String>,
+    #[command(flatten)]
+    gateway: GatewayArgs,
+}
+
+/// As `Session` in protobuf's JSON.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SessionLine<'a> {
+    uid: &'a str,
+    epoch: String,
+    node: &'a str,
+    remote_address: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connected_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_seen: Option<String>,
+    queued_bytes: String,
+    pushes_sent: String,
+    pushes_dropped: String,
+    dialect: u32,
+}
+
+/// The columns of the table, in the order of [`cells`].
+const TITLES: [&str; 9] =
+    ["UID", "NODE", "ADDRESS", "CONNECTED", "LAST SEEN", "QUEUED BYTES", "SENT", "DROPPED", "DIALECT"];
+
+/// Lists connections. No is the answer where a uid was named that has none.
+pub(super) async fn sessions(args: SessionsArgs, config: Option<PathBuf>) -> Result<Exit, Failure> {
+    let SessionsArgs { uid, gateway } = args;
+    let mut pages = gateway.connect(config)?.sessions(uid.as_deref().unwrap_or_default()).await?;
+    let mut output = Output::stdout(gateway.json);
+    // Of the first page: those of the others are seldom wider, and nobody waits for the last.
+    let mut widths = None;
+    let mut any = false;
+    while let Some(page) = pages.message().await? {
+        let lines: Vec<_> = page.sessions.iter().map(line).collect();
+        any |= !lines.is_empty();
+        if output.is_terminal() && widths.is_none() && any {
+            widths = Some(fitting(&lines));
+            let titles = row(&TITLES.map(str::to_owned), widths.as_ref());
+            output.line(&output.toned(&titles, Tone::Faint))?;
+        }
+        for line in &lines {
+            output.answer(line, || row(&cells(line), widths.as_ref()))?;
+        }
+        if output.is_closed() {
+            break;
+        }
+    }
+    Ok(if any || uid.is_none() { Exit::Done } else { Exit::No })
+}
+
+fn line(session: &Session) -> SessionLine<'_> {
+    SessionLine {
+        uid: &session.uid,
+        epoch: session.epoch.to_string(),
+        node: &session.node,
+        remote_address: &session.remote_address,
+        connected_at: timestamp(session.connected_at),
+        last_seen: timestamp(session.last_seen),
+        queued_bytes: session.queued_bytes.to_string(),
+        pushes_sent: session.pushes_sent.to_string(),
+        pushes_dropped: session.pushes_dropped.to_string(),
+        dialect: session.dialect,
+    }
+}
+
+fn cells(line: &SessionLine<'_>) -> [String; 9] {
+    let time = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
+    [
+        shown(line.uid).into_owned(),
+        shown(line.node).into_owned(),
+        shown(line.remote_address).into_owned(),
+        time(&line.connected_at),
+        time(&line.last_seen),
+        line.queued_bytes.clone(),
+        line.pushes_sent.clone(),
+        line.pushes_dropped.clone(),
+        line.dialect.to_string(),
+    ]
+}
+
+fn fitting(lines: &[SessionLine<'_>]) -> [usize; 9] {
+    let mut widths = TITLES.map(str::len);
+    for cells in lines.iter().map(cells) {
+        for (width, cell) in widths.iter_mut().zip(&cells) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    widths
+}
+
+/// The cells side by side: in columns on a terminal, else with one space between, for `cut` and `awk`.
+fn row(cells: &[String; 9], widths: Option<&[usize; 9]>) -> String {
+    match widths {
+        None => cells.join(" "),
+        Some(widths) => {
+            let padded = cells.iter().zip(widths).map(|(cell, &width)| format!("{cell:<width$}"));
+            padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_printed_for_people_and_for_scripts() {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let session = Session {
+            uid: "alice".to_owned(),
+            epoch: 7,
+            node: "n1".to_owned(),
+            remote_address: "[::1]:5".to_owned(),
+            connected_at: at(1),
+            last_seen: at(2),
+            queued_bytes: 3,
+            pushes_sent: 4,
+            pushes_dropped: 5,
+            dialect: 2,
+        };
+        let line = line(&session);
+        assert_eq!(
+            row(&cells(&line), None),
+            "alice n1 [::1]:5 1970-01-01T00:00:01.000Z 1970-01-01T00:00:02.000Z 3 4 5 2"
+        );
+        assert_eq!(
+            serde_json::to_string(&line).unwrap(),
+            r#"{"uid":"alice","epoch":"7","node":"n1","remoteAddress":"[::1]:5","connectedAt":"1970-01-01T00:00:01.000Z","lastSeen":"1970-01-01T00:00:02.000Z","queuedBytes":"3","pushesSent":"4","pushesDropped":"5","dialect":2}"#
+        );
+        let widths = fitting(std::slice::from_ref(&line));
+        let (titles, cells) = (row(&TITLES.map(str::to_owned), Some(&widths)), row(&cells(&line), Some(&widths)));
+        assert_eq!(titles.find("ADDRESS"), cells.find("[::1]:5"), "{titles}\n{cells}");
+    }
+}

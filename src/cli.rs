@@ -1,5 +1,6 @@
 //! The commands of `plex`: the gateway itself, and small tools that speak with one as a backend or a device does.
 
+mod bench;
 mod broadcast;
 mod device;
 mod exit;
@@ -66,6 +67,10 @@ enum Command {
     Info(node::InfoArgs),
     /// Be a device: show each push and acknowledge it
     Device(device::DeviceArgs),
+    /// Measure a gateway: pushes a second, latency, lost and doubled, CPU and memory
+    Bench(bench::BenchArgs),
+    #[command(hide = true)]
+    BenchFloor(bench::FloorArgs),
     /// Print what makes a shell complete these commands
     Completions(manual::CompletionsArgs),
     /// Print the manual page, or write that of every command to a folder
@@ -103,6 +108,8 @@ fn execute(cli: Cli) -> Result<Exit, Failure> {
         Command::Broadcast(args) => block_on(broadcast::broadcast(args, config)),
         Command::Kick(args) => block_on(kick::kick(args, config)),
         Command::Sessions(args) => block_on(sessions::sessions(args, config)),
+        Command::Bench(args) => block_on(bench::bench(args, config)),
+        Command::BenchFloor(args) => bench::floor(&args),
         Command::Completions(args) => manual::completions(&args, Cli::command()),
         Command::Man(args) => manual::man(args, Cli::command()),
         Command::Watch(args) => block_on(until_stopped(watch::watch(args, config))),

@@ -4,6 +4,8 @@ mod common;
 
 #[path = "commands/admin.rs"]
 mod admin;
+#[path = "commands/bench.rs"]
+mod bench;
 #[path = "commands/device.rs"]
 mod device;
 #[path = "commands/json.rs"]

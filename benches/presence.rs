@@ -43,7 +43,7 @@ fn drive(arguments: &Arguments) {
     let mut config = Config { data_dir: Some(folder.path().to_owned()), ..Config::default() };
     config.device.listen = None;
     config.control.listen = "127.0.0.1:0".parse().expect("an address");
-    config.control.secrets = vec![Secret::new(support::SECRET).expect("a secret")];
+    config.control.secrets = vec![Secret::new(support::SECRET).expect("a secret").into()];
     config.http.listen = "127.0.0.1:0".parse().expect("an address");
     config.metrics.listen = None;
 

@@ -25,15 +25,15 @@ use std::{
 };
 
 pub use self::{
-    address::{AddressError, HostAddress, ListenAddress},
-    check::{Warning, advertised, validate},
+    address::{AddressError, EndpointUrl, HostAddress, ListenAddress, Network},
+    check::{Warning, advertised, advertised_tls, validate},
     error::{ConfigError, Origin},
     load::{Sources, load},
     print::print,
-    secret::{Secret, SecretError},
+    secret::{ControlSecret, NamedScopes, Scopes, Secret, SecretError, SecretSource},
     sections::{
         AuthConfig, AuthMode, ControlConfig, DeviceConfig, DrainConfig, HostsConfig, HttpConfig, LogConfig, LogFormat,
-        LogLevel, MetricsConfig, NodeConfig, PresenceConfig,
+        LogLevel, MetricsConfig, NodeConfig, PresenceConfig, ProxyProtocol,
     },
 };
 
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn debug_shows_no_secret() {
         let mut config = Config::default();
-        config.control.secrets = vec![Secret::new("hush-hush").unwrap()];
+        config.control.secrets = vec![Secret::new("hush-hush").unwrap().into()];
         let shown = format!("{config:?}");
         assert!(shown.contains("MASKED") && !shown.contains("hush"), "{shown}");
     }

@@ -45,6 +45,8 @@
 //! | [`config`] | one file, over it the environment, over it flags; checked before anything starts |
 //! | `state` | what outlives a restart: the made-up secret, the mark above which numbers begin |
 //! | `telemetry` | the log, the metrics |
+//! | `files` | files that are read again when they change |
+//! | `tls` | certificates and keys by files, and whom the gateway trusts |
 //! | `workers` | the threads: each one current-thread runtime, some for devices, some for the control plane |
 //! | `cluster` | who is online anywhere: an ordered log, a pure fold of it, the changes that watchers follow |
 //! | `hub` | who is connected here, and push to them: the registry, a connection's outbox |
@@ -102,6 +104,8 @@ mod cluster;
 pub mod config;
 mod control;
 mod device;
+#[allow(dead_code, reason = "what reads them comes next")]
+mod files;
 mod http;
 mod hub;
 pub mod model;
@@ -111,6 +115,8 @@ pub mod state;
 mod telemetry;
 #[doc(hidden)]
 pub mod testing;
+#[allow(dead_code, reason = "what speaks it comes next")]
+mod tls;
 mod workers;
 
 pub use self::{

@@ -159,7 +159,11 @@ impl Server {
         let secrets = if config.control.secrets.is_empty() {
             state::control_secret(&data_dir, true)?.into_iter().collect()
         } else {
-            config.control.secrets.clone()
+            let text = |secret: &config::ControlSecret| match &secret.source {
+                config::SecretSource::Text(text) => Some(text.clone()),
+                config::SecretSource::File(_) => None,
+            };
+            config.control.secrets.iter().filter_map(text).collect()
         };
         let numbers = Numbers::open(Some(&data_dir));
         let log = log.unwrap_or_else(|| {

@@ -8,7 +8,7 @@ use common::{PATIENCE, SECRET, TestServer, channel, config, eventually, push};
 use futures_util::{StreamExt, stream};
 use plex::{
     Server,
-    config::Secret,
+    config::{ControlSecret, Secret},
     proto::{self, gateway_client::GatewayClient},
 };
 use prost::{Message as _, bytes::Buf};
@@ -88,7 +88,9 @@ async fn only_a_whole_bearer_secret_counts() {
 async fn each_of_several_secrets_counts() {
     let several = ["the-old-secret-of-all", "the-new-secret-of-all"];
     let server = TestServer::with(|config| {
-        config.control.secrets = several.iter().map(|secret| Secret::new(*secret).unwrap()).collect();
+        config.control.secrets = several
+            .map(|secret| ControlSecret { name: secret[..7].to_owned(), ..Secret::new(secret).unwrap().into() })
+            .into();
     })
     .await;
     for secret in several {

@@ -65,7 +65,7 @@ pub(super) fn load(file: Option<PathBuf>) -> Result<Config, Failure> {
 /// The secret that the commands on this machine use: the first of the configuration, else the made-up one. None: there
 /// is none yet.
 pub(super) fn local_secret(config: &Config) -> Result<Option<String>, Failure> {
-    if let Some(secret) = config.control.secrets.first() {
+    if let Some(config::SecretSource::Text(secret)) = config.control.secrets.first().map(|secret| &secret.source) {
         return Ok(Some(secret.expose().to_owned()));
     }
     let made_up = state::control_secret(&config.data_dir(), false)?;
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(local_secret(&config).unwrap(), None);
         let made_up = state::control_secret(folder.path(), true).unwrap().unwrap();
         assert_eq!(local_secret(&config).unwrap().as_deref(), Some(made_up.expose()));
-        config.control.secrets = ["first", "second"].map(|secret| Secret::new(secret).unwrap()).into();
+        config.control.secrets = [Secret::new("first").unwrap().into()].into();
         assert_eq!(local_secret(&config).unwrap().as_deref(), Some("first"));
     }
 }

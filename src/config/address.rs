@@ -6,6 +6,8 @@ use std::{
     str::FromStr,
 };
 
+use ipnet::IpNet;
+
 /// The longest address, in bytes: a node's card has one byte for the length.
 const ADDRESS_BYTES_MAX: usize = 255;
 
@@ -144,6 +146,123 @@ impl fmt::Display for HostAddress {
 impl fmt::Debug for HostAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Where another server is called: `http` or `https`, a host, a port where it isn't the scheme's, and a path.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct EndpointUrl {
+    text: String,
+    https: bool,
+    /// With a port, be it the scheme's.
+    host: ListenAddress,
+    path: String,
+}
+
+impl EndpointUrl {
+    /// Whether it is `https`.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.https
+    }
+
+    /// Whether only this machine reaches it: 127.0.0.0/8, `::1` or the name `localhost`.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        self.host.is_loopback()
+    }
+
+    /// The host with its port.
+    #[must_use]
+    pub fn host(&self) -> &ListenAddress {
+        &self.host
+    }
+
+    /// What stands after host and port: empty, or from its `/` on, with the query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// As it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// The longest URL, in bytes: no server takes a longer request line.
+const URL_BYTES_MAX: usize = 2_048;
+
+impl FromStr for EndpointUrl {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if text.len() > URL_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.contains('#') {
+            return Err(AddressError);
+        }
+        let (scheme, rest) = text.split_once("://").ok_or(AddressError)?;
+        let (https, port) = match scheme {
+            "http" => (false, 80),
+            "https" => (true, 443),
+            _ => return Err(AddressError),
+        };
+        let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        if path.starts_with('?') {
+            return Err(AddressError);
+        }
+        // A colon inside of brackets is no port's.
+        let has_port = host.rsplit(']').next().is_some_and(|end| end.contains(':'));
+        let host = if has_port { host.parse() } else { format!("{host}:{port}").parse() }?;
+        if ListenAddress::port(&host) == 0 {
+            return Err(AddressError);
+        }
+        Ok(Self { text: text.to_owned(), https, host, path: path.to_owned() })
+    }
+}
+
+impl fmt::Display for EndpointUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for EndpointUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.text)
+    }
+}
+
+/// A network of addresses, or one address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Network(IpNet);
+
+impl Network {
+    /// Whether `ip` belongs to it; an IPv4 address counts the same in its IPv6 form.
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        self.0.contains(&ip.to_canonical())
+    }
+}
+
+impl FromStr for Network {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        network.map(Self).map_err(|_| AddressError)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0)
     }
 }
 

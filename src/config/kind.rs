@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use toml::Value;
 
-use super::{HostAddress, ListenAddress, Secret};
+use super::{
+    ControlSecret, EndpointUrl, HostAddress, ListenAddress, NamedScopes, Network, Scopes, Secret, SecretSource,
+    secret::{SECRET_ALLOWED, position_name},
+};
 
 /// The most entries of a list: a node's card counts its addresses in one byte, and each secret is compared with each call's.
 const LIST_MAX: usize = 100;
@@ -58,8 +61,14 @@ impl<'a> Given<'a> {
 pub(super) enum Written {
     /// As it would stand in a file.
     Value(Value),
-    /// Not set, or not to be shown: what a comment says instead.
+    /// Not set: what a comment says instead.
     Comment(String),
+    /// Not to be shown: a comment tells how many are set.
+    Secret {
+        /// As it would stand in a file.
+        value: Value,
+        set: usize,
+    },
 }
 
 /// One kind of values.
@@ -245,30 +254,138 @@ impl Kind for Name {
     }
 }
 
-/// A folder; empty: not configured.
-pub(super) struct Folder;
+/// A path of a folder or a file, as the text calls it; empty: not configured.
+pub(super) struct PathOf(pub(super) &'static str);
 
-impl Kind for Folder {
+impl PathOf {
+    fn path(text: &str) -> Option<PathBuf> {
+        // The replacement character is what is left of a variable that isn't UTF-8.
+        (!text.is_empty() && !text.contains(['\0', char::REPLACEMENT_CHARACTER])).then(|| PathBuf::from(text))
+    }
+}
+
+impl Kind for PathOf {
     type Value = Option<PathBuf>;
 
     fn read(&self, given: Given<'_>) -> Option<Self::Value> {
         match given.text()? {
             "" => Some(None),
-            // The replacement character is what is left of a variable that isn't UTF-8.
-            text if text.contains(['\0', char::REPLACEMENT_CHARACTER]) => None,
-            text => Some(Some(PathBuf::from(text))),
+            text => Self::path(text).map(Some),
         }
     }
 
     fn write(&self, value: &Self::Value) -> Written {
         match value {
-            Some(folder) => Written::Value(Value::String(folder.to_string_lossy().into_owned())),
+            Some(path) => Written::Value(Value::String(path.to_string_lossy().into_owned())),
             None => Written::Comment("not set".to_owned()),
         }
     }
 
     fn allowed(&self) -> String {
-        "a folder's path in UTF-8".to_owned()
+        format!("a {}'s path in UTF-8", self.0)
+    }
+}
+
+/// Paths of files.
+pub(super) struct Files;
+
+impl Kind for Files {
+    type Value = Vec<PathBuf>;
+
+    fn read(&self, given: Given<'_>) -> Option<Self::Value> {
+        let files = given.list()?;
+        if files.len() > LIST_MAX {
+            return None;
+        }
+        files.into_iter().map(PathOf::path).collect()
+    }
+
+    fn write(&self, value: &Self::Value) -> Written {
+        Written::Value(Value::Array(
+            value.iter().map(|path| Value::String(path.to_string_lossy().into_owned())).collect(),
+        ))
+    }
+
+    fn allowed(&self) -> String {
+        format!("a list of up to {LIST_MAX} files' paths in UTF-8")
+    }
+}
+
+/// A text of 1 to 1,024 characters; empty: not configured.
+pub(super) struct Text;
+
+impl Kind for Text {
+    type Value = Option<String>;
+
+    fn read(&self, given: Given<'_>) -> Option<Self::Value> {
+        match given.text()? {
+            "" => Some(None),
+            text if text.len() > 1_024
+                || text.contains(|c: char| c.is_control() || c == char::REPLACEMENT_CHARACTER) =>
+            {
+                None
+            }
+            text => Some(Some(text.to_owned())),
+        }
+    }
+
+    fn write(&self, value: &Self::Value) -> Written {
+        match value {
+            Some(text) => Written::Value(Value::String(text.clone())),
+            None => Written::Comment("not set".to_owned()),
+        }
+    }
+
+    fn allowed(&self) -> String {
+        "a text of up to 1024 bytes".to_owned()
+    }
+}
+
+/// Where another server is called; empty: nowhere.
+pub(super) struct Endpoint;
+
+impl Kind for Endpoint {
+    type Value = Option<EndpointUrl>;
+
+    fn read(&self, given: Given<'_>) -> Option<Self::Value> {
+        match given.text()? {
+            "" => Some(None),
+            text => text.parse().ok().map(Some),
+        }
+    }
+
+    fn write(&self, value: &Self::Value) -> Written {
+        match value {
+            Some(url) => Written::Value(Value::String(url.to_string())),
+            None => Written::Comment("not set".to_owned()),
+        }
+    }
+
+    fn allowed(&self) -> String {
+        "\"http://HOST:PORT/PATH\" or \"https://HOST:PORT/PATH\"".to_owned()
+    }
+}
+
+/// Networks of addresses.
+pub(super) struct Networks;
+
+impl Kind for Networks {
+    type Value = Vec<Network>;
+
+    fn read(&self, given: Given<'_>) -> Option<Self::Value> {
+        let networks = given.list()?;
+        if networks.len() > LIST_MAX {
+            return None;
+        }
+        networks.into_iter().map(|network| network.parse().ok()).collect()
+    }
+
+    fn write(&self, value: &Self::Value) -> Written {
+        Written::Value(Value::Array(value.iter().map(|network| Value::String(network.to_string())).collect()))
+    }
+
+    fn allowed(&self) -> String {
+        format!("a list of up to {LIST_MAX} networks, as \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\"")
     }
 }
 
@@ -333,35 +450,145 @@ impl Kind for Hosts {
     }
 }
 
+/// The fields of a table that has no others than these; None where it isn't one.
+fn fields<'a, const N: usize>(value: &'a Value, names: [&str; N]) -> Option<[Option<&'a Value>; N]> {
+    let table = value.as_table()?;
+    table.keys().all(|key| names.contains(&key.as_str())).then(|| names.map(|name| table.get(name)))
+}
+
+/// The scopes that a list names; all where it is missing.
+fn scopes(value: Option<&Value>) -> Option<Scopes> {
+    let Some(value) = value else { return Some(Scopes::ALL) };
+    let scopes = value.as_array()?;
+    if scopes.is_empty() {
+        return None;
+    }
+    scopes.iter().try_fold(Scopes::NONE, |all, scope| Some(all.with(Scopes::named(scope.as_str()?)?)))
+}
+
+const SCOPES_ALLOWED: &str = "scopes out of \"push\", \"presence\", \"admin\" (all where not said)";
+
 /// Secrets, which are never shown.
 pub(super) struct Secrets;
 
+impl Secrets {
+    fn one(value: &Value, place: usize) -> Option<ControlSecret> {
+        if let Some(text) = value.as_str() {
+            return Self::text(text, place);
+        }
+        let [name, secret, file, named] = fields(value, ["name", "secret", "file", "scopes"])?;
+        let name = match name {
+            Some(name) => Name.read(Given::Typed(name))?,
+            None => position_name(place),
+        };
+        let source = match (secret, file) {
+            (Some(secret), None) => SecretSource::Text(Secret::new(secret.as_str()?).ok()?),
+            (None, Some(file)) => SecretSource::File(PathOf::path(file.as_str()?)?),
+            _ => return None,
+        };
+        Some(ControlSecret { name, source, scopes: scopes(named)? })
+    }
+
+    fn text(text: &str, place: usize) -> Option<ControlSecret> {
+        Secret::new(text).ok().map(|secret| ControlSecret { name: position_name(place), ..secret.into() })
+    }
+}
+
 impl Kind for Secrets {
-    type Value = Vec<Secret>;
+    type Value = Vec<ControlSecret>;
 
     fn read(&self, given: Given<'_>) -> Option<Self::Value> {
-        let secrets = given.list()?;
-        if secrets.len() > LIST_MAX {
-            return None;
-        }
-        secrets.into_iter().map(|secret| Secret::new(secret).ok()).collect()
+        let secrets: Option<Vec<_>> = match given {
+            Given::Typed(value) => {
+                value.as_array()?.iter().enumerate().map(|(place, value)| Self::one(value, place)).collect()
+            }
+            Given::Text(_) => {
+                given.list()?.into_iter().enumerate().map(|(place, text)| Self::text(text, place)).collect()
+            }
+        };
+        let secrets = secrets.filter(|secrets| secrets.len() <= LIST_MAX)?;
+        let twice = |(place, secret): (usize, &ControlSecret)| {
+            secrets[..place].iter().any(|other: &ControlSecret| other.name == secret.name)
+        };
+        (!secrets.iter().enumerate().any(twice)).then_some(secrets)
     }
 
     fn write(&self, value: &Self::Value) -> Written {
-        Written::Comment(match value.len() {
-            0 => "none; made up at the first start".to_owned(),
-            set => format!("{set} set"),
-        })
+        // As it would have to stand in a file: what `validate` reads again. Printing leaves it out.
+        let one = |secret: &ControlSecret| {
+            let mut table = toml::Table::new();
+            table.insert("name".to_owned(), Value::String(secret.name.clone()));
+            match &secret.source {
+                SecretSource::Text(text) => table.insert("secret".to_owned(), Value::String(text.expose().to_owned())),
+                SecretSource::File(file) => {
+                    table.insert("file".to_owned(), Value::String(file.to_string_lossy().into_owned()))
+                }
+            };
+            table.insert("scopes".to_owned(), scopes_value(secret.scopes));
+            Value::Table(table)
+        };
+        Written::Secret { value: Value::Array(value.iter().map(one).collect()), set: value.len() }
     }
 
     fn allowed(&self) -> String {
         format!(
-            "a list of up to {LIST_MAX} strings, each 1 to 1024 printable ASCII characters without a space at either end"
+            "a list of up to {LIST_MAX}, each {SECRET_ALLOWED}, or {{ name, secret or file, scopes }} with a name of its \
+             own and {SCOPES_ALLOWED}"
         )
     }
 
     fn is_secret(&self) -> bool {
         true
+    }
+}
+
+fn scopes_value(scopes: Scopes) -> Value {
+    Value::Array(scopes.names().map(|name| Value::String(name.to_owned())).collect())
+}
+
+/// Names of client certificates, each with what it may do.
+pub(super) struct ClientNames;
+
+impl ClientNames {
+    fn text(text: &str) -> Option<NamedScopes> {
+        let fits = (1..=255).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic() || c == ' ');
+        fits.then(|| NamedScopes { name: text.to_owned(), scopes: Scopes::ALL })
+    }
+
+    fn one(value: &Value) -> Option<NamedScopes> {
+        if let Some(text) = value.as_str() {
+            return Self::text(text);
+        }
+        let [name, named] = fields(value, ["name", "scopes"])?;
+        Some(NamedScopes { scopes: scopes(named)?, ..Self::text(name?.as_str()?)? })
+    }
+}
+
+impl Kind for ClientNames {
+    type Value = Vec<NamedScopes>;
+
+    fn read(&self, given: Given<'_>) -> Option<Self::Value> {
+        let names: Option<Vec<_>> = match given {
+            Given::Typed(value) => value.as_array()?.iter().map(Self::one).collect(),
+            Given::Text(_) => given.list()?.into_iter().map(Self::text).collect(),
+        };
+        let names = names.filter(|names| names.len() <= LIST_MAX)?;
+        let twice = |(place, name): (usize, &NamedScopes)| {
+            names[..place].iter().any(|other: &NamedScopes| other.name.eq_ignore_ascii_case(&name.name))
+        };
+        (!names.iter().enumerate().any(twice)).then_some(names)
+    }
+
+    fn write(&self, value: &Self::Value) -> Written {
+        let one = |NamedScopes { name, scopes }: &NamedScopes| {
+            let name = ("name".to_owned(), Value::String(name.clone()));
+            Value::Table([name, ("scopes".to_owned(), scopes_value(*scopes))].into_iter().collect())
+        };
+        Written::Value(Value::Array(value.iter().map(one).collect()))
+    }
+
+    fn allowed(&self) -> String {
+        format!("a list of up to {LIST_MAX} different {{ name, scopes }}, with {SCOPES_ALLOWED}")
     }
 }
 

@@ -19,6 +19,10 @@ pub fn print(config: &Config) -> String {
         for key in keys {
             match (key.get)(&resolved) {
                 Written::Value(value) => push(&mut text, format_args!("{} = {value}", key.name)),
+                Written::Secret { set: 0, .. } => {
+                    push(&mut text, format_args!("# {}: none; made up at the first start", key.full_name()));
+                }
+                Written::Secret { set, .. } => push(&mut text, format_args!("# {}: {set} set", key.full_name())),
                 Written::Comment(comment) => push(&mut text, format_args!("# {}: {comment}", key.full_name())),
             }
         }
@@ -71,7 +75,7 @@ mod tests {
         let printed = print(&config);
         assert_eq!(reload(&printed), config, "{printed}");
 
-        config.control.secrets = vec![Secret::new("hush").unwrap(), Secret::new("hush2").unwrap()];
+        config.control.secrets = vec![Secret::new("hush").unwrap().into(), Secret::new("hush2").unwrap().into()];
         let printed = print(&config);
         assert!(printed.contains("\n# control.secrets: 2 set\n") && !printed.contains("hush"), "{printed}");
     }

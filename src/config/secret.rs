@@ -1,6 +1,6 @@
 //! A text that nobody sees by accident.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use subtle::ConstantTimeEq;
 
@@ -54,6 +54,99 @@ impl fmt::Debug for Secret {
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MASKED")
+    }
+}
+
+/// What a text has to be, for an error.
+pub(super) const SECRET_ALLOWED: &str = "1 to 1024 printable ASCII characters without a space at either end";
+
+/// A secret of the control plane: what it is called in the log, and what its bearer may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlSecret {
+    /// `[A-Za-z0-9._-]{1,64}`, another for each.
+    pub name: String,
+    /// Where it is.
+    pub source: SecretSource,
+    /// What its bearer may do.
+    pub scopes: Scopes,
+}
+
+/// Where a secret is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// In the configuration.
+    Text(Secret),
+    /// In a file of its own, which is read again when it changes; one newline at its end is cut off.
+    File(PathBuf),
+}
+
+impl From<Secret> for ControlSecret {
+    /// The first secret, with all scopes.
+    fn from(secret: Secret) -> Self {
+        Self { name: position_name(0), source: SecretSource::Text(secret), scopes: Scopes::ALL }
+    }
+}
+
+/// What a secret without a name is called: by its place in the list, from 0 on.
+pub(super) fn position_name(place: usize) -> String {
+    format!("secret-{}", place + 1)
+}
+
+/// A name of a client certificate (a DNS name of its SAN, else its CN) that stands in for a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedScopes {
+    /// 1 to 255 printable ASCII characters.
+    pub name: String,
+    /// What its owner may do.
+    pub scopes: Scopes,
+}
+
+/// What a caller of the control plane may do; GetHost and GetInfo every one may.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Scopes(u8);
+
+impl Scopes {
+    /// Nothing but GetHost and GetInfo.
+    pub const NONE: Self = Self(0);
+    /// Push, PushStream, PushMany, Broadcast.
+    pub const PUSH: Self = Self(1);
+    /// IsOnline, OnlineStatus.
+    pub const PRESENCE: Self = Self(2);
+    /// Disconnect, ListSessions.
+    pub const ADMIN: Self = Self(4);
+    /// Everything.
+    pub const ALL: Self = Self(7);
+
+    const NAMES: [(&'static str, Self); 3] =
+        [("push", Self::PUSH), ("presence", Self::PRESENCE), ("admin", Self::ADMIN)];
+
+    /// Both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` are among these.
+    #[must_use]
+    pub const fn allow(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The scope of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.into_iter().find(|(known, _)| *known == name).map(|(_, scope)| scope)
+    }
+
+    /// Their names.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES.into_iter().filter(move |(_, scope)| self.allow(*scope)).map(|(name, _)| name)
+    }
+}
+
+impl fmt::Debug for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
     }
 }
 

@@ -1,15 +1,15 @@
 //! Every key, once: its name, type, default and limits stand together, and all else (loading, checking, printing, the
 //! names that errors list) is made from here.
 
-use std::{fs, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use tracing::level_filters::LevelFilter;
 
 use super::{
-    Config, HostAddress, ListenAddress, Secret,
+    Config, ControlSecret, EndpointUrl, HostAddress, ListenAddress, NamedScopes, Network,
     kind::{
-        Count, Folder, Given, Hosts, Kind, Listen, ListenOrNone, Name, Optional, Secrets, Size, Span, Switch, Word,
-        Written,
+        ClientNames, Count, Endpoint, Files, Given, Hosts, Kind, Listen, ListenOrNone, Name, Networks, Optional,
+        PathOf, Secrets, Size, Span, Switch, Text, Word, Written,
     },
 };
 
@@ -41,9 +41,9 @@ impl Key {
 const DATA_DIR: Key = Key {
     section: "",
     name: "data_dir",
-    set: |config, given| Folder.read(given).map(|folder| config.data_dir = folder),
-    get: |config| Folder.write(&config.data_dir),
-    allowed: || Folder.allowed(),
+    set: |config, given| PathOf("folder").read(given).map(|folder| config.data_dir = folder),
+    get: |config| PathOf("folder").write(&config.data_dir),
+    allowed: || PathOf("folder").allowed(),
     is_secret: || false,
 };
 
@@ -128,6 +128,24 @@ section! {
     DeviceConfig in device {
         /// Plain TCP for devices: `127.0.0.1:9578`, as nothing leaves loopback unasked. None (empty in a file): no listener.
         listen: Option<ListenAddress> = Some(loopback(9578)); ListenOrNone,
+        /// TLS for devices, usually port 9588. None (empty in a file), the default: no listener. Needs `tls_cert` and
+        /// `tls_key`.
+        tls_listen: Option<ListenAddress> = None; ListenOrNone,
+        /// A PEM file with the certificate of `tls_listen` and those that sign it, the own one first. Read again when it
+        /// changes, as every certificate and key.
+        tls_cert: Option<PathBuf> = None; PathOf("file"),
+        /// A PEM file with its private key.
+        tls_key: Option<PathBuf> = None; PathOf("file"),
+        /// How long a TLS handshake or a PROXY header may take: 10 s, up to a day.
+        handshake_timeout: Duration = Duration::from_secs(10); Span(TICK, DAY),
+        /// TLS handshakes and PROXY headers under way: 1,000, up to a million. Over it the one that has taken longest is
+        /// cut.
+        handshakes_max: u32 = 1_000; Count(1, 1_000_000),
+        /// Whether a balancer's PROXY header, version 2, stands before everything else and tells the device's address:
+        /// `off`. With `v2` it is required, and taken only from `proxy_from`.
+        proxy_protocol: ProxyProtocol = ProxyProtocol::Off; Word(ProxyProtocol::WORDS),
+        /// The networks of the balancers, up to 100; none by default.
+        proxy_from: Vec<Network> = Vec::new(); Networks,
         /// Whether a frame's length is written with its low byte first: `false`, network order.
         little_endian: bool = false; Switch,
         /// How long a device may take to authenticate, the authenticator's own time left out: 30 s, up to a day.
@@ -167,12 +185,21 @@ section! {
 section! {
     /// The control plane.
     ControlConfig in control {
-        /// gRPC: `127.0.0.1:9580`. Off loopback it needs `insecure` and a secret.
+        /// gRPC: `127.0.0.1:9580`. Off loopback it needs TLS or `insecure`, and a secret.
         listen: ListenAddress = loopback(9580); Listen,
-        /// What callers show, each with all scopes; several for rotation, up to 100; the commands on this machine use the
-        /// first. None, the default: one is made up at the first start and kept in `data_dir`, on loopback only. In the
-        /// environment one can't have a comma.
-        secrets: Vec<Secret> = Vec::new(); Secrets,
+        /// A PEM file with the certificate and those that sign it, the own one first. None, the default: no TLS.
+        tls_cert: Option<PathBuf> = None; PathOf("file"),
+        /// A PEM file with its private key.
+        tls_key: Option<PathBuf> = None; PathOf("file"),
+        /// A PEM file with the certificates that sign callers' certificates: nobody gets in without one. None, the default:
+        /// callers show no certificate.
+        tls_client_ca: Option<PathBuf> = None; PathOf("file"),
+        /// Names of callers' certificates that stand in for a secret, each with its scopes; up to 100, none by default.
+        client_names: Vec<NamedScopes> = Vec::new(); ClientNames,
+        /// What callers show, each a text or a file, with a name and scopes; several for rotation, up to 100; the commands
+        /// on this machine use the first that has all scopes. None, the default: one is made up at the first start and kept
+        /// in `data_dir`, on loopback only. In the environment one can't have a comma.
+        secrets: Vec<ControlSecret> = Vec::new(); Secrets,
         /// Whether it may leave loopback without TLS: `false`, since secrets would be readable on the way.
         insecure: bool = false; Switch,
         /// Pushes that may wait for an ack, in all: 100,000, up to ten million.
@@ -194,6 +221,10 @@ section! {
     HttpConfig in http {
         /// Where devices ask for a host and balancers for health: `127.0.0.1:9579`.
         listen: ListenAddress = loopback(9579); Listen,
+        /// A PEM file with the certificate and those that sign it, the own one first. None, the default: no TLS.
+        tls_cert: Option<PathBuf> = None; PathOf("file"),
+        /// A PEM file with its private key.
+        tls_key: Option<PathBuf> = None; PathOf("file"),
     }
 }
 
@@ -211,6 +242,8 @@ section! {
         /// Addresses that devices reach this node by, up to 100; one of them at random is told. None, the default: that of
         /// `device.listen`. Empty: none is known, and whoever asks is told so.
         advertise: Option<Vec<HostAddress>> = None; Optional(Hosts, "that of device.listen"),
+        /// The same for TLS. None, the default: that of `device.tls_listen`.
+        advertise_tls: Option<Vec<HostAddress>> = None; Optional(Hosts, "that of device.tls_listen"),
     }
 }
 
@@ -220,8 +253,28 @@ section! {
         /// How it is found out. None, the default: `trust` where that is allowed, on loopback or with `insecure`; else it
         /// must be set.
         mode: Option<AuthMode> = None; Optional(Word(AuthMode::WORDS), "\"trust\", where it is allowed"),
-        /// Whether `trust` may leave loopback: `false`, since anybody could be any device.
+        /// Whether `trust` may leave loopback, where anybody could be any device, and a plain `endpoint` or `jwks_url` may,
+        /// where credentials could be read on the way: `false`.
         insecure: bool = false; Switch,
+        /// `token`: files with an HMAC secret, PEM public keys, or a JWKS; up to 100, none by default. Read again when they
+        /// change.
+        keys: Vec<PathBuf> = Vec::new(); Files,
+        /// `token`: where a JWKS is fetched. None, the default: nowhere.
+        jwks_url: Option<EndpointUrl> = None; Endpoint,
+        /// How often it is fetched again: 5 min, from 1 s to a day.
+        jwks_refresh: Duration = Duration::from_secs(300); Span(Duration::from_secs(1), DAY),
+        /// `token`: the `iss` that a token must have. None, the default: any.
+        issuer: Option<String> = None; Text,
+        /// `token`: the `aud` that a token must have, or one of its `aud`; `"*"`: any. None, the default: any, for HMAC
+        /// secrets only.
+        audience: Option<String> = None; Text,
+        /// `grpc` and `http`: the backend that is asked. None, the default.
+        endpoint: Option<EndpointUrl> = None; Endpoint,
+        /// A file with what the gateway shows `endpoint` as its bearer. None, the default: nothing.
+        secret_file: Option<PathBuf> = None; PathOf("file"),
+        /// A PEM file with the certificates that sign those of `endpoint` and of `jwks_url`. None, the default: the
+        /// system's.
+        ca: Option<PathBuf> = None; PathOf("file"),
         /// How long an authenticator may take: 5 s, up to an hour. Not for `trust`, which asks nobody.
         timeout: Duration = Duration::from_secs(5); Span(TICK, HOUR),
         /// Questions to an authenticator under way: 200, up to a million.
@@ -308,12 +361,32 @@ impl LogFormat {
 /// How it is found out who a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMode {
+    /// By a signed token that it shows.
+    Token,
+    /// A backend is asked over gRPC.
+    Grpc,
+    /// A backend is asked over HTTP.
+    Http,
     /// By its word.
     Trust,
 }
 
 impl AuthMode {
-    const WORDS: &'static [(&'static str, Self)] = &[("trust", Self::Trust)];
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("token", Self::Token), ("grpc", Self::Grpc), ("http", Self::Http), ("trust", Self::Trust)];
+}
+
+/// Whether connections begin with a balancer's PROXY header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// No.
+    Off,
+    /// Yes, of version 2.
+    V2,
+}
+
+impl ProxyProtocol {
+    const WORDS: &'static [(&'static str, Self)] = &[("off", Self::Off), ("v2", Self::V2)];
 }
 
 fn loopback(port: u16) -> ListenAddress {

@@ -55,7 +55,7 @@ pub fn config() -> (Config, TempDir) {
     config.node.name = "node-1".into();
     config.device.listen = Some("127.0.0.1:0".parse().unwrap());
     config.control.listen = "127.0.0.1:0".parse().unwrap();
-    config.control.secrets = vec![Secret::new(SECRET).unwrap()];
+    config.control.secrets = vec![Secret::new(SECRET).unwrap().into()];
     config.http.listen = "127.0.0.1:0".parse().unwrap();
     config.metrics.listen = Some("127.0.0.1:0".parse().unwrap());
     config.drain.timeout = Duration::from_secs(5);

@@ -43,7 +43,7 @@ fn a_control_plane_off_loopback_needs_insecure_and_a_secret() {
     assert!(error.starts_with("control.listen = \"0.0.0.0:9580\": ") && error.contains("control.insecure"), "{error}");
     let error = refusal(|config| {
         config.control.listen = listen();
-        config.control.secrets = vec![Secret::new("s").unwrap()];
+        config.control.secrets = vec![Secret::new("s").unwrap().into()];
     });
     assert!(error.contains("control.insecure"), "{error}");
     let error = refusal(|config| {
@@ -54,7 +54,7 @@ fn a_control_plane_off_loopback_needs_insecure_and_a_secret() {
     let warnings = warned(|config| {
         config.control.listen = listen();
         config.control.insecure = true;
-        config.control.secrets = vec![Secret::new("s").unwrap()];
+        config.control.secrets = vec![Secret::new("s").unwrap().into()];
     });
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].starts_with("control.listen = \"0.0.0.0:9580\""), "{warnings:?}");

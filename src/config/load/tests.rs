@@ -29,6 +29,15 @@ fn set(text: &str) -> Result<Config, String> {
     from(None, &[], &[text])
 }
 
+/// The secrets that stand in a configuration.
+fn texts(secrets: &[crate::config::ControlSecret]) -> Vec<String> {
+    let text = |secret: &crate::config::ControlSecret| match &secret.source {
+        crate::config::SecretSource::Text(text) => text.expose().to_owned(),
+        crate::config::SecretSource::File(file) => panic!("{file:?} is no text"),
+    };
+    secrets.iter().map(text).collect()
+}
+
 #[test]
 fn nothing_configured_is_what_the_documentation_says() {
     let config = from(None, &[], &[]).unwrap();
@@ -74,7 +83,7 @@ fn every_kind_of_value_is_read_from_a_file() {
     assert_eq!(config.device.heartbeat, Duration::from_secs(90));
     assert_eq!((config.device.max_frame, config.device.queue_bytes), (1 << 20, 100_000));
     assert_eq!(config.device.auth_attempts, 5);
-    assert_eq!(config.control.secrets.iter().map(|secret| secret.expose()).collect::<Vec<_>>(), ["a,b", "c"]);
+    assert_eq!(texts(&config.control.secrets), ["a,b", "c"]);
     assert_eq!(config.control.max_connection_age, Some(Duration::from_secs(3600)));
     assert_eq!(config.hosts.advertise.unwrap().len(), 1);
     assert_eq!((config.auth.mode, config.auth.unavailable_delay), (Some(AuthMode::Trust), Duration::ZERO));
@@ -105,7 +114,7 @@ fn every_key_is_reached_from_the_environment_and_the_command_line() {
 #[test]
 fn lists_have_commas_in_the_environment_and_on_the_command_line() {
     let config = from(None, &[("PLEX_CONTROL__SECRETS", "one, two")], &["hosts.advertise=a:1,[::1]:2"]).unwrap();
-    assert_eq!(config.control.secrets.iter().map(|secret| secret.expose()).collect::<Vec<_>>(), ["one", "two"]);
+    assert_eq!(texts(&config.control.secrets), ["one", "two"]);
     let hosts = config.hosts.advertise.unwrap();
     assert_eq!(hosts.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a:1", "[::1]:2"]);
     assert!(set("hosts.advertise=a:1,").unwrap_err().starts_with("hosts.advertise = \"a:1,\": a list"));

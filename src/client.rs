@@ -9,7 +9,7 @@ mod presence;
 
 pub use self::{
     backoff::Backoff,
-    control::{Control, Responses},
+    control::{Control, ControlOptions, Responses},
     device::{AuthAnswer, Device, DeviceOptions, Event, Heartbeats, LoginError, Welcome},
     error::{CallError, ConnectError},
     presence::{Follower, Update},

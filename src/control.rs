@@ -4,7 +4,9 @@
 
 mod beside;
 mod call;
+mod callers;
 mod convert;
+mod failures;
 mod incoming;
 mod presence;
 mod push;
@@ -20,7 +22,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
-use self::{convert::Checks, secret::Secrets};
+pub(crate) use self::secret::Secrets;
+use self::{
+    callers::Guarded,
+    convert::Checks,
+    failures::Failures,
+    secret::{Caller, ClientNames},
+};
 use crate::{
     config::ControlConfig,
     hub::Hub,
@@ -32,6 +40,7 @@ use crate::{
         gateway_server::{Gateway, GatewayServer},
     },
     telemetry::Metrics,
+    tls::ServerTls,
 };
 
 /// Most events, results or sessions in one message of a stream.
@@ -75,18 +84,35 @@ impl Control {
     }
 }
 
+/// What stands before the service, one for all threads. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Door {
+    secrets: Secrets,
+    /// None: without TLS.
+    tls: Option<ServerTls>,
+    names: ClientNames,
+    failures: Failures,
+}
+
+impl Door {
+    pub(crate) fn new(secrets: Secrets, tls: Option<ServerTls>, config: &ControlConfig) -> Self {
+        Self { secrets, tls, names: ClientNames::new(&config.client_names), failures: Failures::new() }
+    }
+}
+
 /// Serves the control plane on this thread until `stop`; then waits for the calls under way.
 pub(crate) async fn serve<H: Health>(
     listener: TcpListener,
     control: Control,
-    secrets: Vec<crate::config::Secret>,
+    door: Door,
     health: HealthServer<H>,
     config: ControlConfig,
     stop: CancellationToken,
 ) {
-    let secrets = Secrets::new(secrets, control.0.metrics.clone());
+    let Door { secrets, tls, names, failures } = door;
+    let metrics = control.0.metrics.clone();
     let beside = beside::routes(control.clone(), health);
-    let gateway = GatewayServer::with_interceptor(control, move |request: Request<()>| secrets.check(request));
+    let gateway = Guarded::new(GatewayServer::new(control), secrets, metrics.clone(), failures);
     let routes = Routes::from(beside).add_service(gateway);
     let mut server = tonic::transport::Server::builder()
         .max_concurrent_streams(config.max_streams)
@@ -98,7 +124,8 @@ pub(crate) async fn serve<H: Health>(
     if let Some(age) = config.max_connection_age {
         server = server.max_connection_age(age);
     }
-    let incoming = incoming::incoming(listener, config.max_connection_age);
+    let settings = incoming::Settings { tls, names, max_age: config.max_connection_age, metrics };
+    let incoming = incoming::incoming(listener, settings);
     let served = server.add_routes(routes).serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
     if let Err(error) = served.await {
         tracing::error!(%error, "control plane");
@@ -164,9 +191,11 @@ impl Gateway for Control {
     }
 
     async fn disconnect(&self, request: Request<DisconnectRequest>) -> Result<Response<DisconnectResponse>, Status> {
+        let caller = caller(&request);
         let DisconnectRequest { uid, reason } = request.into_inner();
         convert::uid("uid", &uid)?;
         let connections = self.0.hub.disconnect(&uid, &reason).await;
+        tracing::info!(caller = caller.map(tracing::field::display), %uid, reason, connections, "Disconnect");
         Ok(Response::new(DisconnectResponse { connections }))
     }
 
@@ -176,6 +205,11 @@ impl Gateway for Control {
     ) -> Result<Response<Self::ListSessionsStream>, Status> {
         self.sessions(request).map(Response::new)
     }
+}
+
+/// Who made a call, of those that the log has to tell.
+fn caller<T>(request: &Request<T>) -> Option<Caller> {
+    request.extensions().get().cloned()
 }
 
 /// How a stream ends when the node, or the connection's time, is over.

@@ -17,12 +17,18 @@ use hyper_util::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     hub::Hub,
     telemetry::{Live, Metrics},
+    tls::{self, Handshakes, ServerTls},
 };
 
 /// How long a client may take over the head of a request, and stay idle.
@@ -30,6 +36,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections served at a time on one listener; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1_000;
+
+/// How long a TLS handshake may take, the wait for a place among those served included.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// TLS handshakes under way; over it the one that has taken longest is cut, so that many slow ones keep nobody waiting.
+const HANDSHAKES_MAX: usize = 1_000;
 
 /// How long the last answers may take when the node stops.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -95,32 +107,79 @@ async fn readyz(State(node): State<Node>) -> Response {
 }
 
 /// Serves `routes` on this thread until `stop`; answers under way are finished.
-pub(crate) async fn serve(listener: TcpListener, routes: Router, stop: CancellationToken) {
-    let mut server = hyper::server::conn::http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_headers(64);
+pub(crate) async fn serve(listener: TcpListener, tls: Option<ServerTls>, routes: Router, stop: CancellationToken) {
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_headers(64);
+    let serving = Serving { http, routes, connections: GracefulShutdown::new() };
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let connections = GracefulShutdown::new();
+    let accepted = async {
+        match tls {
+            None => serve_plain(&listener, &serving, &places).await,
+            Some(tls) => serve_tls(&listener, &tls, &serving, &places).await,
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = accepted => {}
+    }
+    let _ = tokio::time::timeout(LAST_ANSWERS, serving.connections.shutdown()).await;
+}
+
+async fn serve_plain(listener: &TcpListener, serving: &Serving, places: &Arc<Semaphore>) {
     loop {
-        let place = Arc::clone(&places).acquire_owned().await;
-        let stream = tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::error!(%error, "accepting HTTP");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
-        };
-        let service = TowerToHyperService::new(routes.clone());
-        let connection = connections.watch(server.serve_connection(TokioIo::new(stream), service));
+        let Ok(place) = Arc::clone(places).acquire_owned().await else { return };
+        serving.spawn(accept(listener).await, place);
+    }
+}
+
+/// A handshake takes no place: only who has shaken hands waits for one.
+async fn serve_tls(listener: &TcpListener, tls: &ServerTls, serving: &Serving, places: &Arc<Semaphore>) {
+    let mut handshakes: Handshakes<(TlsStream<TcpStream>, OwnedSemaphorePermit)> = Handshakes::new(HANDSHAKES_MAX);
+    loop {
+        tokio::select! {
+            stream = accept(listener) => {
+                let (tls, places) = (tls.clone(), Arc::clone(places));
+                handshakes.begin(async move {
+                    let served = async {
+                        let stream = tls::accept(&tls, stream, HANDSHAKE_TIMEOUT).await.ok()?;
+                        Some((stream, places.acquire_owned().await.ok()?))
+                    };
+                    tokio::time::timeout(HANDSHAKE_TIMEOUT, served).await.ok().flatten()
+                });
+            }
+            (stream, place) = handshakes.next() => serving.spawn(stream, place),
+        }
+    }
+}
+
+/// The next connection.
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                tracing::error!(%error, "accepting HTTP");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// How connections are served.
+struct Serving {
+    http: hyper::server::conn::http1::Builder,
+    routes: Router,
+    connections: GracefulShutdown,
+}
+
+impl Serving {
+    fn spawn(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, place: OwnedSemaphorePermit) {
+        let service = TowerToHyperService::new(self.routes.clone());
+        let connection = self.connections.watch(self.http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             // Broken by its peer: nobody's business.
             let _ = connection.await;
             drop(place);
         });
     }
-    let _ = tokio::time::timeout(LAST_ANSWERS, connections.shutdown()).await;
 }

@@ -123,6 +123,7 @@ pub use self::{
     auth::{AuthError, AuthFuture, AuthRequest, Authenticator, Identity, Trust},
     config::Config,
     device::{codec, frame},
+    files::FileError,
     model::{PresenceChange, PresenceEvent},
     server::{Addresses, Bound, Server, ServerBuilder, StartError, Stopper},
 };

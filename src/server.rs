@@ -15,15 +15,17 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     auth::{Authenticator, Gate},
     cluster::{Card, Cluster, Inbox, LocalLog, Options},
-    config::{self, Config, ConfigError, ListenAddress, Secret},
-    control::{self, Control},
+    config::{self, Config, ConfigError, ControlSecret, ListenAddress, Secret},
+    control::{self, Control, Door, Secrets},
     device::{self, Devices, frame},
+    files::{FileError, FileWatch, FileWatching, Seen},
     http,
     hub::{self, Hub},
     model::{NodeName, PresenceEvent, Push},
     proto::gateway_server::SERVICE_NAME,
     state::{self, Numbers, StateError},
     telemetry::Metrics,
+    tls::{ServerTls, TlsFiles},
     workers::{self, Workers},
 };
 
@@ -89,6 +91,9 @@ pub enum StartError {
     /// What must outlive a restart can't be read or made.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A file that the configuration names, of a certificate, a key or a secret, can't be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// An address can't be listened on.
     #[error("{key} = \"{address}\": can't listen there: {error}")]
     Listen {
@@ -130,9 +135,16 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`StartError`] where an address is taken, or the control secret can't be read or made.
+    /// [`StartError`] where an address is taken, a file of the configuration can't be used, or the control secret can't be
+    /// read or made.
     pub async fn bind(self) -> Result<Bound, StartError> {
         let Self { config, authenticator, on_presence, log } = self;
+        let data_dir = config.data_dir();
+        let mut watch = FileWatch::default();
+        let (door, secret) = door(&config, &mut watch)?;
+        let http_files = TlsFiles::of(config.http.tls_cert.as_ref(), config.http.tls_key.as_ref(), None);
+        let http_tls = listener_tls(http_files, &[b"http/1.1"], &mut watch)?;
+
         let device_listener = match &config.device.listen {
             Some(address) => {
                 let socket = listen("device.listen", address).await?;
@@ -155,16 +167,6 @@ impl Server {
             metrics: metrics_listener.as_ref().map(address),
         };
 
-        let data_dir = config.data_dir();
-        let secrets = if config.control.secrets.is_empty() {
-            state::control_secret(&data_dir, true)?.into_iter().collect()
-        } else {
-            let text = |secret: &config::ControlSecret| match &secret.source {
-                config::SecretSource::Text(text) => Some(text.clone()),
-                config::SecretSource::File(_) => None,
-            };
-            config.control.secrets.iter().filter_map(text).collect()
-        };
         let numbers = Numbers::open(Some(&data_dir));
         let log = log.unwrap_or_else(|| {
             let used = numbers.clone();
@@ -203,6 +205,7 @@ impl Server {
             |name: &str, configured: u32| Workers::start(name, workers::count(configured)).map_err(StartError::Workers);
         let device_workers = start("device", config.device.workers)?;
         let control_workers = start("control", config.control.workers)?;
+        let watching = watch.start().map_err(StartError::Workers)?;
         let listeners = Listeners {
             device: device_listener.map_or(Ok(Vec::new()), |socket| one_each(&socket, &device_workers))?,
             control: one_each(&control_listener, &control_workers)?,
@@ -211,13 +214,14 @@ impl Server {
         };
         Ok(Bound {
             addresses,
-            secrets,
+            secret,
             listeners,
             device_workers,
             control_workers,
-            parts: Parts { config, hub, devices, control, metrics, numbers, streams_end },
+            parts: Parts { config, hub, devices, control, door, http_tls, metrics, numbers, streams_end },
             inbound,
             on_presence,
+            watching,
             stop: CancellationToken::new(),
         })
     }
@@ -269,6 +273,35 @@ impl ServerBuilder {
     }
 }
 
+/// Who may call the control plane, and the secret that the library's user gets.
+fn door(config: &Config, watch: &mut FileWatch) -> Result<(Door, Secret), StartError> {
+    let control = &config.control;
+    let (secrets, own) = if control.secrets.is_empty() {
+        let data_dir = config.data_dir();
+        let made_up = state::control_secret(&data_dir, true)?.ok_or(StateError::NoSecret { path: data_dir })?;
+        Secrets::load(&[ControlSecret { name: "made-up".to_owned(), ..made_up.into() }], watch)?
+    } else {
+        Secrets::load(&control.secrets, watch)?
+    };
+    let files = TlsFiles::of(control.tls_cert.as_ref(), control.tls_key.as_ref(), control.tls_client_ca.as_ref());
+    let tls = listener_tls(files, &[b"h2"], watch)?;
+    Ok((Door::new(secrets, tls, control), own))
+}
+
+/// What a listener shows, read again when its files change.
+fn listener_tls(
+    files: Option<TlsFiles>,
+    protocols: &'static [&'static [u8]],
+    watch: &mut FileWatch,
+) -> Result<Option<ServerTls>, FileError> {
+    let Some(files) = files else { return Ok(None) };
+    let seen = Seen::now(files.paths());
+    let tls = ServerTls::load(files, protocols)?;
+    let again = tls.clone();
+    watch.add(seen, move || again.reload());
+    Ok(Some(tls))
+}
+
 fn encoder(little_endian: bool) -> hub::Encode {
     if little_endian {
         |seq, push, out| frame::encode(frame::ByteOrder::Little, seq, push.uri, push.body, out)
@@ -306,13 +339,14 @@ fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// A gateway whose ports are bound.
 pub struct Bound {
     addresses: Addresses,
-    secrets: Vec<Secret>,
+    secret: Secret,
     listeners: Listeners,
     device_workers: Workers,
     control_workers: Workers,
     parts: Parts,
     inbound: Inbox,
     on_presence: Option<OnPresence>,
+    watching: Option<FileWatching>,
     stop: CancellationToken,
 }
 
@@ -329,6 +363,8 @@ struct Parts {
     hub: Hub,
     devices: Devices,
     control: Control,
+    door: Door,
+    http_tls: Option<ServerTls>,
     metrics: Metrics,
     numbers: Numbers,
     /// Ends the streams of the control plane.
@@ -353,10 +389,11 @@ impl Bound {
         self.addresses
     }
 
-    /// The first secret of the control plane: of the configuration, or made up.
+    /// A secret of the control plane: the first that has all scopes, of the configuration or made up; the first where none
+    /// has. As its file was when the gateway was bound.
     #[must_use]
     pub fn secret(&self) -> &Secret {
-        &self.secrets[0]
+        &self.secret
     }
 
     /// What stops it.
@@ -375,8 +412,18 @@ impl Bound {
     /// Its own threads do the work and have the clock, so it runs inside any tokio runtime. Dropping it stops everything
     /// at once.
     pub async fn run(self) {
-        let Self { addresses, secrets, listeners, device_workers, control_workers, parts, inbound, on_presence, stop } =
-            self;
+        let Self {
+            addresses,
+            secret: _,
+            listeners,
+            device_workers,
+            control_workers,
+            parts,
+            inbound,
+            on_presence,
+            watching,
+            stop,
+        } = self;
         let control_end = CancellationToken::new();
         let http_end = CancellationToken::new();
         let bound = CancellationToken::new();
@@ -387,19 +434,20 @@ impl Bound {
         first.spawn(parts.hub.clone().run(inbound));
         first.spawn(announce(parts.card(&addresses), parts.hub.clone(), stop.clone()));
         let (routes, end) = (http::routes(parts.hub.clone(), bound.clone()), http_end.clone());
-        tokio::spawn(serve_on(first.clone(), listeners.http, |listener| http::serve(listener, routes, end)));
+        let tls = parts.http_tls.clone();
+        tokio::spawn(serve_on(first.clone(), listeners.http, |listener| http::serve(listener, tls, routes, end)));
         if let Some(listener) = listeners.metrics {
             let ack_waits = parts.config.control.ack_waits as usize;
             let routes = http::metrics_routes(parts.hub.clone(), parts.metrics.clone(), ack_waits);
             let end = http_end.clone();
-            tokio::spawn(serve_on(first.clone(), listener, |listener| http::serve(listener, routes, end)));
+            tokio::spawn(serve_on(first.clone(), listener, |listener| http::serve(listener, None, routes, end)));
         }
         let control_tasks = TaskTracker::new();
         for (handle, listener) in control_workers.handles().zip(listeners.control) {
-            let (control, secrets, health) = (parts.control.clone(), secrets.clone(), health_service.clone());
+            let (control, door, health) = (parts.control.clone(), parts.door.clone(), health_service.clone());
             let (config, end) = (parts.config.control.clone(), control_end.clone());
             control_tasks.spawn(serve_on(handle.clone(), listener, |listener| {
-                control::serve(listener, control, secrets, health, config, end)
+                control::serve(listener, control, door, health, config, end)
             }));
         }
         for (handle, listener) in device_workers.handles().zip(listeners.device) {
@@ -435,6 +483,7 @@ impl Bound {
             http_end.cancel();
             parts.hub.cluster().leave();
             parts.numbers.close();
+            drop(watching);
             tracing::info!("stopped");
         });
         // Its panic has been told by the hook; what follows ends the rest.

@@ -47,8 +47,8 @@ pub(crate) struct Metrics {
     /// Connections that a broadcast reached, and could not.
     pub(crate) broadcast_sent: Counter,
     pub(crate) broadcast_full: Counter,
-    /// Calls refused for want of a secret.
-    pub(crate) unauthorized: Counter,
+    unauthorized: Arc<[Counter; Unauthorized::ALL.len()]>,
+    handshakes_failed: Arc<[Counter; HandshakeEnd::ALL.len()]>,
     /// OnlineStatus and PushStream streams: opened, ended.
     streams_opened: Counter,
     streams_ended: Counter,
@@ -72,6 +72,58 @@ pub(crate) struct StreamOpen(Counter);
 impl Drop for StreamOpen {
     fn drop(&mut self) {
         self.0.inc();
+    }
+}
+
+/// Why a call of the control plane was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unauthorized {
+    /// No secret, and no certificate that could stand in for one.
+    Missing,
+    /// A secret that isn't valid.
+    Unknown,
+    /// A certificate whose name isn't known, and no secret.
+    Certificate,
+    /// Known, and without the scope of the call.
+    Scope,
+}
+
+impl Unauthorized {
+    const ALL: [Self; 4] = [Self::Missing, Self::Unknown, Self::Certificate, Self::Scope];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Unknown => "unknown",
+            Self::Certificate => "certificate",
+            Self::Scope => "scope",
+        }
+    }
+}
+
+/// How a TLS handshake of a backend failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HandshakeEnd {
+    /// No certificate where one is needed, or one that isn't good.
+    Certificate,
+    /// It took too long.
+    Timeout,
+    /// Too many were under way.
+    Cut,
+    /// The client went, or speaks no TLS that fits.
+    Broken,
+}
+
+impl HandshakeEnd {
+    const ALL: [Self; 4] = [Self::Certificate, Self::Timeout, Self::Cut, Self::Broken];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Certificate => "certificate",
+            Self::Timeout => "timeout",
+            Self::Cut => "cut",
+            Self::Broken => "broken",
+        }
     }
 }
 
@@ -104,7 +156,6 @@ impl Metrics {
         let logins_slowed = counter("logins_slowed", "Logins held back, as connections of one uid replace each other");
         let frames = counter("device_frames", "Whole frames from devices");
         let answers_late = counter("device_answers_late", "Acks and nacks for which no push waited");
-        let unauthorized = counter("control_unauthorized", "Calls refused for want of a valid secret");
         let streams_opened = counter("control_streams_opened", "PushStream and OnlineStatus streams opened");
         let streams_ended = counter("control_streams_ended", "PushStream and OnlineStatus streams ended");
 
@@ -151,6 +202,19 @@ impl Metrics {
             &["sent", "queue_full"],
         );
 
+        let unauthorized = labelled(
+            "control_unauthorized",
+            "Calls refused for want of a valid secret, certificate or scope",
+            "reason",
+            &Unauthorized::ALL.map(Unauthorized::name),
+        );
+        let handshakes = labelled(
+            "control_handshakes_failed",
+            "TLS handshakes of backends that failed",
+            "reason",
+            &HandshakeEnd::ALL.map(HandshakeEnd::name),
+        );
+
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -183,7 +247,8 @@ impl Metrics {
             pushes: Arc::new(fixed(pushes)),
             broadcast_sent,
             broadcast_full,
-            unauthorized,
+            unauthorized: Arc::new(unauthorized.try_into().expect("one counter for each reason")),
+            handshakes_failed: Arc::new(handshakes.try_into().expect("one counter for each reason")),
             streams_opened,
             streams_ended,
             connections,
@@ -202,6 +267,16 @@ impl Metrics {
     pub(crate) fn stream_opened(&self) -> StreamOpen {
         self.streams_opened.inc();
         StreamOpen(self.streams_ended.clone())
+    }
+
+    /// A call of the control plane was refused.
+    pub(crate) fn unauthorized(&self, reason: Unauthorized) {
+        self.unauthorized[reason as usize].inc();
+    }
+
+    /// A TLS handshake of a backend failed.
+    pub(crate) fn handshake_failed(&self, end: HandshakeEnd) {
+        self.handshakes_failed[end as usize].inc();
     }
 
     /// A push has its outcome.

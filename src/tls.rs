@@ -1,18 +1,25 @@
 //! TLS by files: certificates and keys of listeners, which are renewed while they run, and what the gateway trusts
 //! where it calls others.
 
+mod accept;
+mod client;
+
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 
+pub(crate) use self::{
+    accept::{Failed, Handshakes, accept},
+    client::{Trusted, client_config, client_config_of},
+};
 use crate::files::{self, FileError};
 
 /// The files of one listener's TLS.
@@ -105,48 +112,8 @@ impl ServerTls {
     }
 }
 
-/// What signs the certificates of servers that are called: those of a PEM file, else the system's.
-///
-/// # Errors
-///
-/// A file that can't be read or holds no certificate. A system without any certificate isn't an error here: no
-/// server is trusted then.
-pub(crate) fn client_config(ca: Option<&Path>) -> Result<ClientConfig, FileError> {
-    let roots = match ca {
-        Some(file) => roots(file)?,
-        None => system_roots(),
-    };
-    Ok(client_builder().with_root_certificates(roots).with_no_client_auth())
-}
-
-/// The same, with a certificate that is shown to the server.
-pub(crate) fn client_config_with(ca: Option<&Path>, cert: &Path, key: &Path) -> Result<ClientConfig, FileError> {
-    let roots = match ca {
-        Some(file) => roots(file)?,
-        None => system_roots(),
-    };
-    let private = PrivateKeyDer::from_pem_slice(&files::read(key)?)
-        .map_err(|error| FileError::new(key, format_args!("holds no private key in PEM: {error}")))?;
-    client_builder()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(certificates(cert)?, private)
-        .map_err(|error| FileError::new(cert, format_args!("no certificate for {}: {error}", key.display())))
-}
-
-fn client_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
-    ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .expect("the provider knows TLS 1.2 and 1.3")
-}
-
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
-}
-
-fn system_roots() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    roots
 }
 
 fn roots(file: &Path) -> Result<RootCertStore, FileError> {

@@ -27,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("device", &["hub", "auth", "model", "config", "telemetry", "tls"]),
     ("control", &["hub", "cluster", "model", "config", "telemetry", "proto", "files", "tls"]),
     ("http", &["hub", "model", "config", "telemetry", "tls"]),
-    ("client", &["model", "proto", "device::frame", "device::codec", "tls"]),
+    ("client", &["model", "proto", "device::frame", "device::codec", "files", "tls"]),
     (
         "server",
         &[

@@ -64,7 +64,7 @@ async fn every_call_needs_a_secret() {
     for status in &statuses {
         assert_eq!(status.code(), Code::Unauthenticated, "{status}");
     }
-    assert_eq!(server.metric("plex_control_unauthorized_total").await, statuses.len() as u64);
+    assert_eq!(server.metric(r#"plex_control_unauthorized_total{reason="missing"}"#).await, statuses.len() as u64);
 }
 
 #[tokio::test]

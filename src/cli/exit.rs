@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use crate::{
     client::{CallError, ConnectError},
     config::ConfigError,
+    files::FileError,
     state::StateError,
 };
 
@@ -64,6 +65,12 @@ impl From<ConnectError> for Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Usage, error.to_string())
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
         Self::new(Exit::Usage, error.to_string())
     }
 }

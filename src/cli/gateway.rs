@@ -10,9 +10,9 @@ use clap::Args;
 
 use super::{Exit, Failure};
 use crate::{
-    client::Control,
-    config::{self, Config, ListenAddress, Sources},
-    state,
+    client::{Control, ControlOptions},
+    config::{self, Config, ListenAddress, Scopes, Secret, SecretSource, Sources},
+    files, state,
 };
 
 /// The longest secret file, in bytes: no header that is longer would be taken.
@@ -21,12 +21,23 @@ const SECRET_BYTES_MAX: u64 = 8 << 10;
 /// Names a gateway other than the one of the configuration.
 #[derive(Debug, Clone, Args)]
 pub(super) struct GatewayArgs {
-    /// The gateway's control plane, http://HOST:PORT [default: control.listen of the configuration]
+    /// The gateway's control plane, http://HOST:PORT or https://HOST:PORT [default: control.listen of the configuration]
     #[arg(long, value_name = "URL")]
     control: Option<String>,
     /// The file with its secret [default: the secret of the gateway on this machine]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
+    /// A PEM file with the certificates that sign the gateway's [default: the system's; without --control the certificate
+    /// of control.tls_cert itself]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// A PEM file with the certificate that is shown to the gateway. With --control and without --secret-file it is all that
+    /// is shown
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// A PEM file with its private key
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
     /// Print one JSON object to a line
     #[arg(long)]
     pub(super) json: bool,
@@ -36,25 +47,43 @@ impl GatewayArgs {
     /// The control plane that the arguments name, the configuration filling in what they don't. To be called inside a
     /// Tokio runtime.
     pub(super) fn connect(&self, config: Option<PathBuf>) -> Result<Control, Failure> {
-        let (url, secret) = match (&self.control, &self.secret_file) {
+        let given = self.secret_file.as_deref().map(read_secret).transpose()?;
+        let (url, mut options) = match (&self.control, given) {
             // The configuration isn't looked at: this machine may have none, or that of something else.
-            (Some(url), Some(file)) => (url.clone(), read_secret(file)?),
-            (url, file) => {
-                let config = load(config)?;
-                let secret = match file {
-                    Some(file) => read_secret(file)?,
-                    // Where no secret was made up yet, the gateway is asked without: it says what is missing.
-                    None => local_secret(&config)?.unwrap_or_default(),
-                };
-                let url = match url {
-                    Some(url) => url.clone(),
-                    None => format!("http://{}", reachable("control.listen", &config.control.listen)?),
-                };
-                (url, secret)
-            }
+            (Some(url), Some(secret)) => (url.clone(), ControlOptions::new(&secret)),
+            (Some(url), None) if self.cert.is_some() => (url.clone(), ControlOptions::new("")),
+            (Some(url), None) => (url.clone(), ControlOptions::new(&any_local_secret(&load(config)?)?)),
+            (None, given) => self.local(&load(config)?, given)?,
         };
-        Ok(Control::connect(&url, &secret)?)
+        if let Some(ca) = &self.ca {
+            options = options.ca(ca);
+        }
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            options = options.certificate(cert, key);
+        }
+        Ok(Control::connect_with(&url, &options)?)
     }
+
+    /// The gateway that a configuration describes. Over TLS it has to show the very certificate of its file: the name in
+    /// that needn't be the one by which the gateway is reached from its own machine.
+    fn local(&self, config: &Config, secret: Option<String>) -> Result<(String, ControlOptions), Failure> {
+        let control = &config.control;
+        if control.tls_client_ca.is_some() && self.cert.is_none() {
+            let message = "control.tls_client_ca is set, so the gateway needs a certificate: --cert FILE --key FILE";
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        let address = reachable("control.listen", &control.listen)?;
+        let options = ControlOptions::new(&secret.map_or_else(|| any_local_secret(config), Ok)?);
+        Ok(match &control.tls_cert {
+            None => (format!("http://{address}"), options),
+            Some(file) => (format!("https://{address}"), options.only(file)),
+        })
+    }
+}
+
+/// The secret of the gateway on this machine. Empty where there is none: the gateway, asked without, says what is missing.
+fn any_local_secret(config: &Config) -> Result<String, Failure> {
+    Ok(local_secret(config)?.unwrap_or_default())
 }
 
 /// The configuration of a command that takes no `--set`.
@@ -62,14 +91,25 @@ pub(super) fn load(file: Option<PathBuf>) -> Result<Config, Failure> {
     Ok(config::load(Sources::from_process(file, Vec::new()))?)
 }
 
-/// The secret that the commands on this machine use: the first of the configuration, else the made-up one. None: there
-/// is none yet.
+/// The secret that the commands on this machine use: the first of the configuration that has all scopes; where none is
+/// configured, the made-up one. None: there is none.
 pub(super) fn local_secret(config: &Config) -> Result<Option<String>, Failure> {
-    if let Some(config::SecretSource::Text(secret)) = config.control.secrets.first().map(|secret| &secret.source) {
-        return Ok(Some(secret.expose().to_owned()));
+    let secrets = &config.control.secrets;
+    let secret = if secrets.is_empty() {
+        state::control_secret(&config.data_dir(), false)?
+    } else {
+        let whole = secrets.iter().find(|secret| secret.scopes.allow(Scopes::ALL));
+        whole.map(|secret| configured(&secret.source)).transpose()?
+    };
+    Ok(secret.map(|secret| secret.expose().to_owned()))
+}
+
+fn configured(source: &SecretSource) -> Result<Secret, Failure> {
+    match source {
+        SecretSource::Text(secret) => Ok(secret.clone()),
+        SecretSource::File(file) => Secret::of_file(&files::read(file)?)
+            .map_err(|error| Failure::new(Exit::Usage, format!("{}: holds no secret: {error}", file.display()))),
     }
-    let made_up = state::control_secret(&config.data_dir(), false)?;
-    Ok(made_up.map(|secret| secret.expose().to_owned()))
 }
 
 /// Where a gateway of this machine that listens on `address`, the value of `key`, can be reached: a wildcard is reached
@@ -109,7 +149,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::config::Secret;
+    use crate::config::ControlSecret;
 
     #[test]
     fn a_wildcard_is_reached_by_the_loopback_of_its_family() {
@@ -145,13 +185,24 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_of_the_configuration_comes_before_the_made_up_one() {
+    fn the_first_secret_of_the_configuration_with_all_scopes_comes_before_the_made_up_one() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config { data_dir: Some(folder.path().to_owned()), ..Config::default() };
         assert_eq!(local_secret(&config).unwrap(), None);
         let made_up = state::control_secret(folder.path(), true).unwrap().unwrap();
         assert_eq!(local_secret(&config).unwrap().as_deref(), Some(made_up.expose()));
-        config.control.secrets = [Secret::new("first").unwrap().into()].into();
-        assert_eq!(local_secret(&config).unwrap().as_deref(), Some("first"));
+        let whole: ControlSecret = Secret::new("whole").unwrap().into();
+        let part = ControlSecret { scopes: Scopes::PUSH, ..Secret::new("part").unwrap().into() };
+        config.control.secrets = vec![part.clone(), whole.clone()];
+        assert_eq!(local_secret(&config).unwrap().as_deref(), Some("whole"));
+        config.control.secrets = vec![part];
+        assert_eq!(local_secret(&config).unwrap(), None, "the made-up one isn't valid any more");
+
+        let file = folder.path().join("secret");
+        config.control.secrets = vec![ControlSecret { source: SecretSource::File(file.clone()), ..whole }];
+        let failure = local_secret(&config).unwrap_err();
+        assert!(failure.exit == Exit::Usage && failure.message.starts_with(&file.display().to_string()));
+        fs::write(&file, "of-the-file\n").unwrap();
+        assert_eq!(local_secret(&config).unwrap().as_deref(), Some("of-the-file"));
     }
 }

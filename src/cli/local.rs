@@ -33,7 +33,11 @@ pub(super) fn check(config: &Config, output: &mut Output) -> Result<Exit, Failur
 /// Prints the secret that the commands on this machine use.
 pub(super) fn secret(config: &Config, output: &mut Output) -> Result<Exit, Failure> {
     let Some(secret) = gateway::local_secret(config)? else {
-        let message = "no secret yet: none is configured, and the gateway makes one up at its first start";
+        let message = if config.control.secrets.is_empty() {
+            "no secret yet: none is configured, and the gateway makes one up at its first start"
+        } else {
+            "no secret for the commands: none of control.secrets has all scopes"
+        };
         return Err(Failure::new(Exit::No, message));
     };
     output.line(&secret)?;

@@ -66,6 +66,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Config(error) => error.into(),
+            StartError::File(error) => error.into(),
             other => Self::new(Exit::No, other.to_string()),
         }
     }

@@ -1,5 +1,7 @@
 //! The control plane, as a backend in Rust calls it.
 
+mod options;
+
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
@@ -14,6 +16,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+pub use self::options::ControlOptions;
 use super::{CallError, ConnectError, Follower};
 use crate::proto::{self, gateway_client::GatewayClient};
 
@@ -48,16 +51,27 @@ impl Interceptor for Bearer {
 }
 
 impl Control {
-    /// A control plane at `url`, `http://HOST:PORT`, called with `secret` (empty: without one). Nothing is connected
-    /// yet: the first call does. To be called inside a Tokio runtime.
+    /// A control plane at `url`, `http://HOST:PORT` or `https://HOST:PORT`, called with `secret` (empty: without one).
+    /// Nothing is connected yet: the first call does. To be called inside a Tokio runtime.
     ///
     /// # Errors
     ///
     /// [`ConnectError`] where the address or the secret can't be used, whatever listens there.
     pub fn connect(url: &str, secret: &str) -> Result<Self, ConnectError> {
+        Self::connect_with(url, &ControlOptions::new(secret))
+    }
+
+    /// As [`Control::connect`], with what TLS needs. Reads the files, now and never again.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`], also where a file can't be used, and where certificates were given for `http`.
+    pub fn connect_with(url: &str, options: &ControlOptions) -> Result<Self, ConnectError> {
         let address = || ConnectError::Address(url.to_owned());
         // Before tonic sees it, for which `unix:` is an address too.
-        if !url.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://")) {
+        let begins = |scheme: &str| url.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
+        let is_https = begins("https://");
+        if !is_https && !begins("http://") {
             return Err(address());
         }
         let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_| address())?;
@@ -66,13 +80,17 @@ impl Control {
         if uri.host().is_none_or(str::is_empty) || path != "/" {
             return Err(address());
         }
-        let channel = endpoint
+        let endpoint = endpoint
             .tcp_nodelay(true)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE)
-            .connect_lazy();
-        let client = GatewayClient::with_interceptor(channel, Bearer::new(secret)?)
+            .keep_alive_timeout(KEEPALIVE);
+        let channel = match (is_https, options.wants_tls()) {
+            (true, _) => endpoint.connect_with_connector_lazy(options.connector()?),
+            (false, false) => endpoint.connect_lazy(),
+            (false, true) => return Err(ConnectError::Plain(url.to_owned())),
+        };
+        let client = GatewayClient::with_interceptor(channel, Bearer::new(&options.secret)?)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         Ok(Self { client })
@@ -276,13 +294,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_http_and_a_host_is_an_address() {
-        for address in ["http://127.0.0.1:9580", "http://[::1]:9580/", "http://localhost:1"] {
+    async fn only_http_or_https_and_a_host_is_an_address() {
+        for address in ["http://127.0.0.1:9580", "http://[::1]:9580/", "http://localhost:1", "https://localhost:1"] {
             assert!(Control::connect(address, "secret").is_ok(), "{address}");
         }
-        for address in
-            ["", "127.0.0.1:9580", "https://127.0.0.1:9580", "http://", "unix:///x", "http://a/b", "http://a b"]
-        {
+        for address in [
+            "",
+            "127.0.0.1:9580",
+            "https:/127.0.0.1:9580",
+            "http://",
+            "https://",
+            "unix:///x",
+            "http://a/b",
+            "http://a b",
+        ] {
             let error = Control::connect(address, "secret").expect_err(address);
             assert!(matches!(error, ConnectError::Address(_)), "{address}");
         }
@@ -291,7 +316,7 @@ mod tests {
     #[tokio::test]
     async fn a_secret_is_never_printed() {
         let control = Control::connect("http://127.0.0.1:1", "very-secret").unwrap();
-        assert!(!format!("{control:?}").contains("very-secret"));
+        assert!(!format!("{control:?} {:?}", ControlOptions::new("very-secret")).contains("very-secret"));
         let error = Control::connect("http://127.0.0.1:1", "very\nsecret").unwrap_err();
         assert!(matches!(error, ConnectError::Secret));
         assert!(!format!("{error:?} {error}").contains("secret\""));

@@ -4,12 +4,20 @@ use std::error::Error;
 
 use tonic::{Code, Status};
 
-/// An address or a secret that can't be used.
+use crate::files::FileError;
+
+/// An address, a secret or a file that can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The address isn't of the form `http://HOST:PORT`.
-    #[error("the gateway's address must be http://HOST:PORT, this is {0:?}")]
+    /// The address isn't of the form `http://HOST:PORT` or `https://HOST:PORT`.
+    #[error("the gateway's address must be http://HOST:PORT or https://HOST:PORT, this is {0:?}")]
     Address(String),
+    /// Certificates were given for an address without TLS.
+    #[error("certificates are for https://HOST:PORT, this is {0:?}")]
+    Plain(String),
+    /// A file of certificates or of a key can't be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The secret can't stand in a header. It isn't shown.
     #[error("a secret has printable ASCII characters only")]
     Secret,

@@ -30,6 +30,16 @@ impl Secret {
         if fits && printable && text.trim_matches(' ').len() == text.len() { Ok(Self(text)) } else { Err(SecretError) }
     }
 
+    /// The secret in a file of its own, whose content this is: one newline at its end is cut off.
+    ///
+    /// # Errors
+    ///
+    /// [`SecretError`], as [`Secret::new`].
+    pub fn of_file(content: &[u8]) -> Result<Self, SecretError> {
+        let content = content.strip_suffix(b"\n").unwrap_or(content);
+        Self::new(std::str::from_utf8(content).map_err(|_| SecretError)?)
+    }
+
     /// The text itself.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -159,6 +169,15 @@ mod tests {
         let secret = Secret::new("s e,c=r!t~").unwrap();
         assert_eq!(format!("{secret} {secret:?}"), "MASKED MASKED");
         assert_eq!(secret.expose(), "s e,c=r!t~");
+    }
+
+    #[test]
+    fn one_newline_at_the_end_of_a_file_is_cut_off() {
+        assert_eq!(Secret::of_file(b"s\n").unwrap().expose(), "s");
+        assert_eq!(Secret::of_file(b"s").unwrap().expose(), "s");
+        for content in [&b""[..], b"\n", b"s\n\n", b"s\r\n", b"\xff", b" s\n"] {
+            assert_eq!(Secret::of_file(content), Err(SecretError), "{content:?}");
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub(super) struct StreamEnd {
 impl StreamEnd {
     /// `extensions` are those of the call.
     pub(super) fn of(control: &Control, extensions: &Extensions) -> Self {
-        let over = extensions.get::<ConnectionInfo>().map(|connection| connection.over.clone());
+        let over = extensions.get::<ConnectionInfo>().map(|connection| connection.over().clone());
         Self { stopping: control.0.stopping.clone(), over }
     }
 

@@ -56,11 +56,20 @@ impl Control {
         &self,
         request: Request<BroadcastRequest>,
     ) -> Result<Response<BroadcastResponse>, Status> {
+        let caller = super::caller(&request);
         let BroadcastRequest { uri, body } = request.into_inner();
         self.0.checks.push(&uri, &body)?;
         let control = self.clone();
         let pushing = tokio::spawn(async move {
             let done = control.0.hub.broadcast(crate::model::Push { uri: &uri, body: &body }).await;
+            tracing::info!(
+                caller = caller.map(tracing::field::display),
+                uri,
+                bytes = body.len(),
+                sent = done.sent,
+                queue_full = done.queue_full,
+                "Broadcast"
+            );
             let silent_nodes = done.silent.iter().map(|node| node.as_str().to_owned()).collect();
             BroadcastResponse { sent: done.sent, queue_full: done.queue_full, silent_nodes }
         });

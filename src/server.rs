@@ -276,6 +276,8 @@ impl ServerBuilder {
 /// Who may call the control plane, and the secret that the library's user gets.
 fn door(config: &Config, watch: &mut FileWatch) -> Result<(Door, Secret), StartError> {
     let control = &config.control;
+    let files = TlsFiles::of(control.tls_cert.as_ref(), control.tls_key.as_ref(), control.tls_client_ca.as_ref());
+    let tls = listener_tls(files, &[b"h2"], watch)?;
     let (secrets, own) = if control.secrets.is_empty() {
         let data_dir = config.data_dir();
         let made_up = state::control_secret(&data_dir, true)?.ok_or(StateError::NoSecret { path: data_dir })?;
@@ -283,8 +285,6 @@ fn door(config: &Config, watch: &mut FileWatch) -> Result<(Door, Secret), StartE
     } else {
         Secrets::load(&control.secrets, watch)?
     };
-    let files = TlsFiles::of(control.tls_cert.as_ref(), control.tls_key.as_ref(), control.tls_client_ca.as_ref());
-    let tls = listener_tls(files, &[b"h2"], watch)?;
     Ok((Door::new(secrets, tls, control), own))
 }
 

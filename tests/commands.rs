@@ -267,7 +267,8 @@ async fn what_names_no_gateway_or_no_secret_is_2() {
     let named = home.text("missing");
     for (url, file) in [
         ("127.0.0.1:9580", &secret),
-        ("https://127.0.0.1:9580", &secret),
+        ("https://127.0.0.1:9580/path", &secret),
+        ("ftp://127.0.0.1:9580", &secret),
         ("http://127.0.0.1:9580/path", &secret),
         ("", &secret),
         ("http://127.0.0.1:9580", &empty),

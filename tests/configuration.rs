@@ -37,10 +37,12 @@ async fn nothing_configured_is_every_default_of_the_table() {
         [device] heartbeat = 1m | heartbeat_timeout = 2m | connections_per_uid = 1 | replaces_per_minute = 10
         [device] max_connections = 0 | max_frame = 64KiB | max_frames_per_second = 100 | frames_burst = 200
         [device] max_errors = 8 | queue_bytes = 64KiB | write_timeout = 10s
+        [device] tls_listen =  | handshake_timeout = 10s | handshakes_max = 1000 | proxy_protocol = off | proxy_from = []
         [control] listen = 127.0.0.1:9580 | insecure = false | ack_waits = 100000 | stream_window = 10000
-        [control] max_streams = 1000
+        [control] max_streams = 1000 | client_names = []
         [http] listen = 127.0.0.1:9579
         [metrics] listen = 127.0.0.1:9581
+        [auth] keys = [] | jwks_refresh = 5m
         [auth] mode = trust | insecure = false | timeout = 5s | max_in_flight = 200 | unavailable_delay = 1s
         [presence] history = 100000 | keepalive = 15s | settle = 0s
         [drain] timeout = 20s | rate = 1000";
@@ -56,6 +58,11 @@ async fn nothing_configured_is_every_default_of_the_table() {
         "# control.secrets: none; made up at the first start",
         "# control.max_connection_age: none",
         "# hosts.advertise: that of device.listen",
+        "# hosts.advertise_tls: that of device.tls_listen",
+        "# device.tls_cert: not set",
+        "# control.tls_client_ca: not set",
+        "# http.tls_key: not set",
+        "# auth.endpoint: not set",
     ] {
         assert!(checked.stdout.lines().any(|line| line == comment), "{comment}: {checked:?}");
     }
@@ -167,7 +174,24 @@ async fn what_check_prints_can_be_used_as_a_file() {
         "auth.mode=trust",
         "presence.settle=0",
     ]);
-    for arguments in [vec![], odd] {
+    let protected = sets(&[
+        "device.tls_listen=[::1]:9588",
+        "device.tls_cert=a \"b\".pem",
+        "device.tls_key=/k.pem",
+        "device.proxy_protocol=v2",
+        "device.proxy_from=10.0.0.0/8,::1",
+        "control.tls_cert=c.pem",
+        "control.tls_key=k.pem",
+        "control.tls_client_ca=ca.pem",
+        "control.client_names=orders.example.com,Order Service",
+        "http.tls_cert=c.pem",
+        "http.tls_key=k.pem",
+        "hosts.advertise_tls=a.example.com:443",
+        "auth.mode=http",
+        "auth.endpoint=https://auth.example.com/v1",
+        "auth.secret_file=s",
+    ]);
+    for arguments in [vec![], odd, protected] {
         let first = home.run(&[&["check"][..], &arguments].concat()).await;
         home.write("printed.toml", &first.stdout);
         let second = home.run(&["check", "--config", "printed.toml"]).await;
@@ -181,6 +205,14 @@ async fn check_shows_no_secret_and_says_how_many_are_set() {
     home.write("plex.toml", "[control]\nsecrets = [\"hush-1\", \"hush-2\"]\n");
     let checked = home.run(&["check"]).await;
     assert!(checked.stdout.contains("\n# control.secrets: 2 set\n"), "{checked:?}");
+    assert!(!format!("{checked:?}").contains("hush"), "{checked:?}");
+    home.write(
+        "named.toml",
+        "[control]\nsecrets = [\"hush-1\", { name = \"ops\", secret = \"hush-2\", scopes = [\"admin\"] }, \
+         { name = \"file\", file = \"hush-file\" }]\n",
+    );
+    let checked = home.run(&["check", "--config", "named.toml"]).await;
+    assert!(checked.stdout.contains("\n# control.secrets: 3 set\n"), "{checked:?}");
     assert!(!format!("{checked:?}").contains("hush"), "{checked:?}");
     let checked = home.run(&["check", "--set", "control.secrets=hush-3"]).await;
     assert!(checked.stdout.contains("\n# control.secrets: 1 set\n"), "{checked:?}");

@@ -129,7 +129,7 @@ fn another_gateway_is_named_without_a_configuration() {
     fs::write(&secret, "s\n").unwrap();
     let url = format!("http://{}", nobody());
     assert_eq!(ends(&["info", "--control", &url, "--secret-file", &secret]).0, 4);
-    assert_eq!(ends(&["info", "--control", "https://127.0.0.1:1", "--secret-file", &secret]).0, 2);
+    assert_eq!(ends(&["info", "--control", "https:/127.0.0.1:1", "--secret-file", &secret]).0, 2);
     assert_eq!(ends(&["info", "--control", &url, "--secret-file", "/nonexistent/secret"]).0, 2);
     fs::write(&secret, "two\nlines\n").unwrap();
     let (exit, message) = ends(&["info", "--control", &url, "--secret-file", &secret]);

@@ -37,7 +37,7 @@ fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{LogLevel, Secret, Sources, load};
+    use crate::config::{AuthMode, LogLevel, NamedScopes, ProxyProtocol, Scopes, Secret, Sources, load};
 
     /// What a file of `text` is read into.
     fn reload(text: &str) -> Config {
@@ -78,6 +78,27 @@ mod tests {
         config.control.secrets = vec![Secret::new("hush").unwrap().into(), Secret::new("hush2").unwrap().into()];
         let printed = print(&config);
         assert!(printed.contains("\n# control.secrets: 2 set\n") && !printed.contains("hush"), "{printed}");
+    }
+
+    #[test]
+    fn certificates_names_networks_and_urls_survive_printing() {
+        let mut config = Config { data_dir: Some("/d".into()), ..Config::default() };
+        config.device.tls_listen = Some("[::]:9588".parse().unwrap());
+        config.device.tls_cert = Some("a \"b\".pem".into());
+        config.device.tls_key = Some("/k.pem".into());
+        config.device.proxy_protocol = ProxyProtocol::V2;
+        config.device.proxy_from = vec!["10.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()];
+        config.control.tls_client_ca = Some("ca.pem".into());
+        let named = |name: &str, scopes| NamedScopes { name: name.to_owned(), scopes };
+        let some = Scopes::ADMIN.with(Scopes::PRESENCE);
+        config.control.client_names = vec![named("a \"b\"", some), named("c.example.com", Scopes::ALL)];
+        config.hosts.advertise_tls = Some(vec!["a.example.com:443".parse().unwrap()]);
+        config.auth.mode = Some(AuthMode::Http);
+        config.auth.endpoint = Some("https://a.example.com/x?y=%20".parse().unwrap());
+        config.auth.keys = vec!["k".into()];
+        config.auth.issuer = Some("i \\ \"".to_owned());
+        let printed = print(&config);
+        assert_eq!(reload(&printed), config, "{printed}");
     }
 
     #[test]

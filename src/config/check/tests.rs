@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::Secret;
+use crate::config::{NamedScopes, Scopes, Secret};
 
 fn changed(change: impl FnOnce(&mut Config)) -> Config {
     let mut config = Config::default();
@@ -58,6 +58,154 @@ fn a_control_plane_off_loopback_needs_insecure_and_a_secret() {
     });
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].starts_with("control.listen = \"0.0.0.0:9580\""), "{warnings:?}");
+}
+
+#[test]
+fn tls_off_loopback_needs_a_secret_and_nothing_else_and_is_not_warned_of() {
+    let tls = |config: &mut Config| {
+        config.control.listen = "0.0.0.0:9580".parse().unwrap();
+        config.control.tls_cert = Some("cert.pem".into());
+        config.control.tls_key = Some("key.pem".into());
+    };
+    let error = refusal(tls);
+    assert!(error.starts_with("control.secrets: must be set"), "{error}");
+    let warnings = warned(|config| {
+        tls(config);
+        config.control.secrets = vec![Secret::new("s").unwrap().into()];
+        config.http.listen = "0.0.0.0:9579".parse().unwrap();
+        config.http.tls_cert = Some("cert.pem".into());
+        config.http.tls_key = Some("key.pem".into());
+    });
+    assert_eq!(warnings, ["auth.mode = \"trust\": every device is taken at its word"]);
+}
+
+#[test]
+fn a_certificate_and_its_key_come_together() {
+    type Files<'a> = (&'a mut Option<PathBuf>, &'a mut Option<PathBuf>);
+    let sections: [(&str, fn(&mut Config) -> Files<'_>); 3] = [
+        ("device", |config| (&mut config.device.tls_cert, &mut config.device.tls_key)),
+        ("control", |config| (&mut config.control.tls_cert, &mut config.control.tls_key)),
+        ("http", |config| (&mut config.http.tls_cert, &mut config.http.tls_key)),
+    ];
+    for (section, files) in sections {
+        let error = refusal(|config| *files(config).0 = Some("a \"b\".pem".into()));
+        assert_eq!(error, format!(r#"{section}.tls_key: must be set, since {section}.tls_cert = "a \"b\".pem" is"#));
+        let error = refusal(|config| *files(config).1 = Some("k.pem".into()));
+        assert_eq!(error, format!(r#"{section}.tls_cert: must be set, since {section}.tls_key = "k.pem" is"#));
+        validate(&changed(|config| {
+            *files(config).0 = Some("c.pem".into());
+            *files(config).1 = Some("k.pem".into());
+        }))
+        .unwrap();
+    }
+    let error = refusal(|config| config.device.tls_listen = Some("127.0.0.1:9588".parse().unwrap()));
+    assert!(error.starts_with("device.tls_listen = \"127.0.0.1:9588\": needs device.tls_cert and"), "{error}");
+}
+
+#[test]
+fn certificates_of_callers_need_tls_and_their_names_the_certificates() {
+    let ca = |config: &mut Config| config.control.tls_client_ca = Some("ca.pem".into());
+    let names = |config: &mut Config| {
+        config.control.client_names = vec![NamedScopes { name: "a".into(), scopes: Scopes::ALL }];
+    };
+    let pair = |config: &mut Config| {
+        config.control.tls_cert = Some("cert.pem".into());
+        config.control.tls_key = Some("key.pem".into());
+    };
+    let error = refusal(ca);
+    assert!(error.starts_with("control.tls_client_ca = \"ca.pem\": needs control.tls_cert and"), "{error}");
+    let error = refusal(|config| (names(config), pair(config)).1);
+    assert!(error.starts_with("control.client_names: needs control.tls_client_ca"), "{error}");
+    validate(&changed(|config| (names(config), pair(config), ca(config)).2)).unwrap();
+}
+
+#[test]
+fn a_proxy_header_needs_to_be_told_from_where_and_brings_devices_from_elsewhere() {
+    let proxied = |config: &mut Config| config.device.proxy_protocol = ProxyProtocol::V2;
+    let from = |config: &mut Config| config.device.proxy_from = vec!["10.0.0.0/8".parse().unwrap()];
+    let error = refusal(proxied);
+    assert!(error.starts_with("device.proxy_from: must be set, since device.proxy_protocol = \"v2\""), "{error}");
+    let error = refusal(|config| (proxied(config), from(config)).1);
+    assert!(error.starts_with("auth.mode: must be set, since device.proxy_protocol = \"v2\""), "{error}");
+    let insecure = warned(|config| (proxied(config), from(config), config.auth.insecure = true).2);
+    assert_eq!(insecure.len(), 1, "{insecure:?}");
+    // Without the header the networks mean nothing; without devices nobody is trusted.
+    validate(&changed(from)).unwrap();
+    validate(&changed(|config| (proxied(config), from(config), config.device.listen = None).2)).unwrap();
+}
+
+#[test]
+fn trust_is_refused_wherever_devices_come_from_elsewhere() {
+    let pair = |config: &mut Config| {
+        config.device.tls_cert = Some("cert.pem".into());
+        config.device.tls_key = Some("key.pem".into());
+    };
+    let error = refusal(|config| {
+        pair(config);
+        config.device.tls_listen = Some("0.0.0.0:9588".parse().unwrap());
+    });
+    assert!(error.starts_with("auth.mode: must be set, since device.tls_listen = \"0.0.0.0:9588\""), "{error}");
+    let error = refusal(|config| config.hosts.advertise_tls = Some(vec!["a.example.com:1".parse().unwrap()]));
+    assert!(error.contains("hosts.advertise_tls = [\"a.example.com:1\"] leaves loopback"), "{error}");
+    let warnings = warned(|config| {
+        pair(config);
+        config.device.tls_listen = Some("0.0.0.0:9588".parse().unwrap());
+        config.auth.mode = Some(AuthMode::Token);
+        config.auth.keys = vec!["k".into()];
+    });
+    assert_eq!(warnings.len(), 1, "TLS itself isn't warned of: {warnings:?}");
+    assert!(warnings[0].starts_with("hosts.advertise_tls: not set"), "{warnings:?}");
+}
+
+#[test]
+fn tokens_need_keys_and_public_ones_from_a_url_an_audience() {
+    let token = |config: &mut Config| config.auth.mode = Some(AuthMode::Token);
+    let url = |config: &mut Config| config.auth.jwks_url = Some("https://a.example.com/jwks".parse().unwrap());
+    let error = refusal(token);
+    assert!(error.starts_with("auth.keys: it or auth.jwks_url must be set"), "{error}");
+    let error = refusal(|config| (token(config), url(config)).1);
+    assert!(error.starts_with("auth.audience: must be set") && error.contains("\"*\""), "{error}");
+    let warnings = warned(|config| (token(config), url(config), config.auth.audience = Some("*".into())).2);
+    assert!(warnings.is_empty(), "{warnings:?}");
+    validate(&changed(|config| (token(config), config.auth.keys = vec!["k".into()]).1)).unwrap();
+}
+
+#[test]
+fn who_is_asked_must_be_set_and_off_loopback_be_https() {
+    for (mode, word) in [(AuthMode::Grpc, "grpc"), (AuthMode::Http, "http")] {
+        let with = |url: &'static str, insecure: bool| {
+            move |config: &mut Config| {
+                config.auth.mode = Some(mode);
+                config.auth.endpoint = Some(url.parse().unwrap());
+                config.auth.insecure = insecure;
+            }
+        };
+        let error = refusal(|config| config.auth.mode = Some(mode));
+        assert_eq!(error, format!("auth.endpoint: must be set, since auth.mode = \"{word}\" asks it"));
+        let error = refusal(with("http://10.0.0.1:80", false));
+        assert_eq!(
+            error,
+            "auth.endpoint = \"http://10.0.0.1:80\": leaves loopback without TLS, which needs https or auth.insecure = true"
+        );
+        let warnings = warned(with("http://10.0.0.1:80", true));
+        assert!(warnings.len() == 1 && warnings[0].starts_with("auth.insecure = true: auth.endpoint"), "{warnings:?}");
+        for url in ["https://10.0.0.1", "http://127.0.0.1:1", "http://localhost", "http://[::1]/"] {
+            assert!(warned(with(url, false)).is_empty(), "{url}");
+        }
+    }
+    let grpc = |config: &mut Config| {
+        config.auth.mode = Some(AuthMode::Grpc);
+        config.auth.endpoint = Some("https://a.example.com/path".parse().unwrap());
+    };
+    assert!(refusal(grpc).contains("without a path"));
+    let jwks = |config: &mut Config| {
+        config.auth.mode = Some(AuthMode::Token);
+        config.auth.jwks_url = Some("http://a.example.com/jwks".parse().unwrap());
+        config.auth.audience = Some("a".into());
+    };
+    assert!(refusal(jwks).starts_with("auth.jwks_url = \"http://a.example.com/jwks\": leaves loopback"));
+    let warnings = warned(|config| (jwks(config), config.auth.insecure = true).1);
+    assert!(warnings.len() == 1 && warnings[0].starts_with("auth.insecure = true: auth.jwks_url"), "{warnings:?}");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 use std::{fs, time::Duration};
 
 use super::*;
-use crate::config::{AuthMode, LogFormat, LogLevel};
+use crate::config::{
+    AuthMode, ControlSecret, LogFormat, LogLevel, NamedScopes, ProxyProtocol, Scopes, Secret, SecretSource,
+};
 
 fn from(file: Option<&str>, environment: &[(&str, &str)], set: &[&str]) -> Result<Config, String> {
     let folder = tempfile::tempdir().unwrap();
@@ -135,7 +137,7 @@ fn an_empty_value_is_the_empty_text_or_list() {
 fn an_unknown_key_stops_the_start() {
     let error = from_file("[device]\nlisten = \"\"\n\nhaertbeat = \"1s\"\n").unwrap_err();
     assert!(
-        error.starts_with("device.haertbeat: unknown key; device has listen, little_endian, auth_timeout, "),
+        error.starts_with("device.haertbeat: unknown key; device has listen, tls_listen, tls_cert, tls_key, "),
         "{error}"
     );
     assert!(error.ends_with(" (plex.toml:4)"), "{error}");
@@ -157,19 +159,7 @@ fn an_unknown_key_stops_the_start() {
 
 #[test]
 fn keys_of_what_is_not_built_yet_are_unknown() {
-    for key in [
-        "device.tls_listen",
-        "device.handshake_timeout",
-        "device.proxy_protocol",
-        "control.tls_cert",
-        "control.client_names",
-        "http.tls_key",
-        "hosts.advertise_tls",
-        "auth.keys",
-        "auth.issuer",
-        "auth.endpoint",
-        "cluster.name",
-    ] {
+    for key in ["cluster.name", "cluster.nodes", "cluster.insecure", "cluster"] {
         assert!(set(&format!("{key}=x")).unwrap_err().starts_with(&format!("{key}: unknown key; ")), "{key}");
     }
 }
@@ -220,7 +210,34 @@ fn a_file_keeps_to_its_types() {
         ("[device]\nlisten = 9578", "device.listen = 9578: \"host:port\""),
         ("[device.listen]\na = 1", "device.listen = "),
         ("[log]\nlevel = \"Info\"", "log.level = \"Info\": one of \"error\", \"warn\", \"info\", \"debug\", \"trace\""),
-        ("[auth]\nmode = \"token\"", "auth.mode = \"token\": only \"trust\" yet"),
+        (
+            "[auth]\nmode = \"tokens\"",
+            "auth.mode = \"tokens\": one of \"token\", \"grpc\", \"http\", \"trust\" (plex.toml:2)",
+        ),
+        ("[device]\nproxy_protocol = \"v1\"", "device.proxy_protocol = \"v1\": one of \"off\", \"v2\""),
+        ("[device]\nproxy_from = \"10.0.0.0/8\"", "device.proxy_from = \"10.0.0.0/8\": a list of up to 100 networks"),
+        (
+            "[device]\nproxy_from = [\"10.0.0.0/33\"]",
+            "device.proxy_from = [\"10.0.0.0/33\"]: a list of up to 100 networks",
+        ),
+        ("[device]\nproxy_from = [\"balancer\"]", "device.proxy_from = [\"balancer\"]: a list of up to 100 networks"),
+        ("[device]\nhandshakes_max = 0", "device.handshakes_max = 0: a whole number from 1 to 1000000"),
+        ("[control]\ntls_cert = 1", "control.tls_cert = 1: a file's path in UTF-8"),
+        (
+            "[control]\nclient_names = [\"a\", \"A\"]",
+            "control.client_names = [\"a\", \"A\"]: a list of up to 100 different",
+        ),
+        ("[control]\nclient_names = [{ scopes = [\"push\"] }]", "control.client_names = "),
+        ("[control]\nclient_names = [{ name = \"a\", scopes = [] }]", "control.client_names = "),
+        ("[control]\nclient_names = [{ name = \"a\", scopes = [\"all\"] }]", "control.client_names = "),
+        ("[control]\nclient_names = [{ name = \"a\", secret = \"b\" }]", "control.client_names = "),
+        ("[auth]\nkeys = [\"\"]", "auth.keys = [\"\"]: a list of up to 100 files' paths"),
+        ("[auth]\nissuer = [\"a\"]", "auth.issuer = [\"a\"]: a text of up to 1024 bytes"),
+        ("[auth]\njwks_refresh = \"500ms\"", "auth.jwks_refresh = \"500ms\": a duration with its unit"),
+        ("[auth]\nendpoint = \"ftp://a\"", "auth.endpoint = \"ftp://a\": \"http://HOST:PORT/PATH\" or"),
+        ("[auth]\nendpoint = \"https://\"", "auth.endpoint = \"https://\": \"http://HOST:PORT/PATH\" or"),
+        ("[auth]\nendpoint = \"https://u:p@a/\"", "auth.endpoint = "),
+        ("[auth]\njwks_url = \"https://a:0/x\"", "auth.jwks_url = "),
         ("[node]\nname = \"a\\nb\"", "node.name = \"a\\nb\": 1 to 64 of A-Z a-z 0-9 . _ -"),
         ("[hosts]\nadvertise = \"a:1\"", "hosts.advertise = \"a:1\": a list"),
         ("[hosts]\nadvertise = [\"a:0\"]", "hosts.advertise = [\"a:0\"]: a list"),
@@ -254,13 +271,101 @@ fn the_value_of_a_secret_is_never_told() {
         from(None, &[("PLEX_CONTROL__SECRETS", "hush\u{7f}")], &[]).unwrap_err(),
         from_file("[control]\nsecrets = \"hush\"").unwrap_err(),
         from_file("[control]\nsecrets = [\"hush\", 1]").unwrap_err(),
-        from_file("[control]\nsecrets = [{ secret = \"hush\" }]").unwrap_err(),
+        from_file("[control]\nsecrets = [{ secret = \"hush\", file = \"f\" }]").unwrap_err(),
+        from_file("[control]\nsecrets = [{ secret = \"hush\", scopes = [] }]").unwrap_err(),
+        from_file("[control]\nsecrets = [{ secret = \"hush\", scopes = [\"all\"] }]").unwrap_err(),
+        from_file("[control]\nsecrets = [{ secret = \"hush\", name = \"a b\" }]").unwrap_err(),
+        from_file("[control]\nsecrets = [{ secret = \"hush\", scope = [\"push\"] }]").unwrap_err(),
         from_file("[control]\nsecrets = [\"hush\n").unwrap_err(),
     ] {
         assert!(!error.contains("hush"), "{error}");
     }
     let error = set("control.secrets=hush,").unwrap_err();
-    assert!(error.starts_with("control.secrets: a list of up to 100 strings"), "{error}");
+    assert!(error.starts_with("control.secrets: a list of up to 100, each 1 to 1024 printable"), "{error}");
+}
+
+#[test]
+fn a_secret_is_a_text_or_a_table_with_a_name_and_scopes() {
+    let config = from_file(
+        "[control]\nsecrets = [\"plain\", { secret = \"s\" }, { name = \"ops\", file = \"/run/secret\", \
+         scopes = [\"admin\", \"push\"] }]\n",
+    )
+    .unwrap();
+    let text = |text| SecretSource::Text(Secret::new(text).unwrap());
+    let expected = [
+        ControlSecret { name: "secret-1".into(), source: text("plain"), scopes: Scopes::ALL },
+        ControlSecret { name: "secret-2".into(), source: text("s"), scopes: Scopes::ALL },
+        ControlSecret {
+            name: "ops".into(),
+            source: SecretSource::File("/run/secret".into()),
+            scopes: Scopes::PUSH.with(Scopes::ADMIN),
+        },
+    ];
+    assert_eq!(config.control.secrets, expected);
+    // Tables stand in a file only.
+    assert_eq!(texts(&set("control.secrets=a,b").unwrap().control.secrets), ["a", "b"]);
+}
+
+#[test]
+fn secrets_have_different_names_also_those_that_are_named_by_their_place() {
+    for list in [
+        "{ name = \"a\", secret = \"x\" }, { name = \"a\", secret = \"y\" }",
+        "{ name = \"secret-2\", secret = \"x\" }, \"y\"",
+        "{ name = \"a\" }",
+        "{ name = \"\", secret = \"x\" }",
+        "{ name = \"a\", file = \"\" }",
+        "{ name = \"a\", secret = \"\" }",
+        "{}",
+    ] {
+        let error = from_file(&format!("[control]\nsecrets = [{list}]")).unwrap_err();
+        assert!(
+            error.starts_with("control.secrets: a list of up to 100") && error.contains("(plex.toml:2)"),
+            "{error}"
+        );
+    }
+    let many: Vec<_> = (0..101).map(|number| format!("\"s{number}\"")).collect();
+    assert!(from_file(&format!("[control]\nsecrets = [{}]", many.join(","))).is_err());
+    assert!(from_file(&format!("[control]\nsecrets = [{}]", many[1..].join(","))).is_ok());
+}
+
+#[test]
+fn certificates_names_networks_and_urls_are_read_in_both_forms() {
+    let config = from_file(
+        "[device]\ntls_listen = \"[::1]:9588\"\ntls_cert = \"c.pem\"\ntls_key = \"k.pem\"\nproxy_protocol = \"v2\"\n\
+         proxy_from = [\"10.0.0.0/8\", \"fd00::/8\", \"192.0.2.7\"]\n\
+         [control]\ntls_client_ca = \"ca.pem\"\nclient_names = [\"a.example.com\", { name = \"Order Service\", \
+         scopes = [\"push\", \"presence\"] }]\n[auth]\nmode = \"http\"\nkeys = [\"a\", \"b\"]\n\
+         endpoint = \"https://auth.example.com/v1?x=y\"\njwks_url = \"http://[::1]:8080\"\n",
+    )
+    .unwrap();
+    let device = &config.device;
+    assert_eq!((device.tls_cert.as_deref(), device.proxy_protocol), (Some(Path::new("c.pem")), ProxyProtocol::V2));
+    let contains = |ip: &str| device.proxy_from.iter().any(|network| network.contains(ip.parse().unwrap()));
+    for (ip, inside) in [("10.255.0.1", true), ("::ffff:10.0.0.1", true), ("fdff::1", true), ("192.0.2.7", true)]
+        .into_iter()
+        .chain([("11.0.0.1", false), ("192.0.2.8", false), ("fe80::1", false), ("::1", false)])
+    {
+        assert_eq!(contains(ip), inside, "{ip}");
+    }
+    let scopes = |names: &[(&str, Scopes)]| -> Vec<_> {
+        names.iter().map(|(name, scopes)| NamedScopes { name: (*name).into(), scopes: *scopes }).collect()
+    };
+    let some = Scopes::PUSH.with(Scopes::PRESENCE);
+    assert_eq!(config.control.client_names, scopes(&[("a.example.com", Scopes::ALL), ("Order Service", some)]));
+    let (endpoint, jwks) = (config.auth.endpoint.unwrap(), config.auth.jwks_url.unwrap());
+    assert!(endpoint.is_https() && !endpoint.is_loopback() && !jwks.is_https() && jwks.is_loopback());
+    assert_eq!((endpoint.host().to_string().as_str(), endpoint.path()), ("auth.example.com:443", "/v1?x=y"));
+    assert_eq!((jwks.host().to_string().as_str(), jwks.path()), ("[::1]:8080", ""));
+
+    let listed = from(None, &[("PLEX_CONTROL__CLIENT_NAMES", "a, b")], &["device.proxy_from=10.0.0.0/8, ::1"]).unwrap();
+    assert_eq!(listed.control.client_names, scopes(&[("a", Scopes::ALL), ("b", Scopes::ALL)]));
+    assert_eq!(listed.device.proxy_from.len(), 2);
+    let emptied = from(
+        Some("[control]\ntls_cert = \"a\"\n[auth]\nendpoint = \"http://a\"\nissuer = \"i\"\nkeys = [\"k\"]\n"),
+        &[("PLEX_CONTROL__TLS_CERT", ""), ("PLEX_AUTH__KEYS", "")],
+        &["auth.endpoint=", "auth.issuer="],
+    );
+    assert_eq!(emptied.unwrap(), Config::default());
 }
 
 #[test]

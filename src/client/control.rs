@@ -86,7 +86,7 @@ impl Control {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE);
         let channel = match (is_https, options.wants_tls()) {
-            (true, _) => endpoint.connect_with_connector_lazy(options.connector()?),
+            (true, _) => options.channel(&endpoint)?,
             (false, false) => endpoint.connect_lazy(),
             (false, true) => return Err(ConnectError::Plain(url.to_owned())),
         };

@@ -5,6 +5,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 pub mod authenticator;
+pub mod certs;
 pub mod known;
 pub mod link;
 pub mod process;

@@ -3,15 +3,25 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
+use tokio::{io::AsyncBufReadExt, time::timeout};
+use tonic::{
+    codegen::{Service, http::Uri},
+    transport::{Channel, Endpoint},
+};
+use tower::BoxError;
 
 use crate::{
     client::ConnectError,
     tls::{self, Trusted},
 };
+
+/// How long a server's first word is waited for. It needn't come: HTTP/2 lets a server be silent until it is spoken to.
+const FIRST_WORD: Duration = Duration::from_secs(1);
 
 /// How a control plane is called. Its `Debug` doesn't show the secret.
 #[derive(Clone, Default)]
@@ -56,16 +66,32 @@ impl ControlOptions {
         self.trusted != Trusted::System || self.identity.is_some()
     }
 
-    /// Connects by TLS. Reads the files.
-    pub(super) fn connector(&self) -> Result<HttpsConnector<HttpConnector>, ConnectError> {
+    /// A channel over TLS. Reads the files.
+    pub(super) fn channel(&self, endpoint: &Endpoint) -> Result<Channel, ConnectError> {
         let identity = self.identity.as_ref().map(|(cert, key)| (Path::new(cert), Path::new(key)));
         let config = tls::client_config_of(&self.trusted, identity)?;
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
         // It would take `https` for a mistake.
         tcp.enforce_http(false);
-        Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http2().wrap_connector(tcp))
+        let tls = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http2().wrap_connector(tcp);
+        Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |uri| connect(tls.clone(), uri))))
     }
+}
+
+/// Connects. In TLS 1.3 a client has shaken hands before the server has judged its certificate; a word of the server says
+/// that it did, or why the client isn't wanted, which would be lost behind the first call's "connection closed".
+async fn connect(
+    mut tls: HttpsConnector<HttpConnector>,
+    uri: Uri,
+) -> Result<MaybeHttpsStream<<HttpConnector as Service<Uri>>::Response>, BoxError> {
+    let mut stream = tls.call(uri).await?;
+    if let MaybeHttpsStream::Https(stream) = &mut stream
+        && let Ok(first) = timeout(FIRST_WORD, stream.inner_mut().fill_buf()).await
+    {
+        first?;
+    }
+    Ok(stream)
 }
 
 impl fmt::Debug for ControlOptions {

@@ -168,8 +168,78 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 mod tests {
     use prost::Message;
 
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+    use tonic::Code;
+
     use super::*;
-    use crate::proto::FILE_DESCRIPTOR_SET;
+    use crate::{
+        config::{ControlSecret, Secret},
+        files::FileWatch,
+        proto::FILE_DESCRIPTOR_SET,
+    };
+
+    /// Answers everything, with OK.
+    #[derive(Clone)]
+    struct Yes;
+
+    impl Service<http::Request<()>> for Yes {
+        type Response = http::Response<Body>;
+        type Error = Infallible;
+        type Future = BoxFuture<Self::Response, Infallible>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: http::Request<()>) -> Self::Future {
+            Box::pin(async { Ok(http::Response::default()) })
+        }
+    }
+
+    /// A door that knows the secret `good`.
+    fn door() -> Guarded<Yes> {
+        let known: ControlSecret = Secret::new("good").unwrap().into();
+        let (secrets, _) = Secrets::load(&[known], &mut FileWatch::default()).unwrap();
+        Guarded::new(Yes, secrets, Metrics::new(), Failures::new())
+    }
+
+    /// Calls GetInfo from this address; gives the code and how long the answer took.
+    async fn call(door: &Guarded<Yes>, peer: &str, secret: &str) -> (Code, Duration) {
+        let info = ConnectionInfo::imagined(peer.parse().unwrap(), Shown::Nothing);
+        let request = http::Request::post("http://gateway/plex.v1.Gateway/GetInfo")
+            .header("authorization", format!("Bearer {secret}"))
+            .extension(info)
+            .body(())
+            .unwrap();
+        let begun = Instant::now();
+        let answer = door.clone().call(request).await.unwrap();
+        let code = Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code());
+        (code, begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_fails_often_waits_for_its_refusals_and_nobody_else_waits() {
+        let door = door();
+        let mut waits = Vec::new();
+        for _ in 0..14 {
+            let (code, wait) = call(&door, "192.0.2.1:1", "wrong").await;
+            assert_eq!(code, Code::Unauthenticated);
+            waits.push(wait);
+        }
+        assert!(waits[..5].iter().all(Duration::is_zero), "{waits:?}");
+        assert!(waits[5..].windows(2).all(|two| two[0] <= two[1]), "{waits:?}");
+        assert!(waits[13] >= Duration::from_secs(2) && waits[13] < Duration::from_secs(3), "{waits:?}");
+        // A good call from there, also while a bad one waits; and bad ones of others.
+        let (bad, good) = tokio::join!(call(&door, "192.0.2.1:2", "wrong"), call(&door, "192.0.2.1:2", "good"));
+        assert!(!bad.1.is_zero());
+        assert_eq!(good, (Code::Ok, Duration::ZERO));
+        assert_eq!(call(&door, "192.0.2.2:1", "wrong").await, (Code::Unauthenticated, Duration::ZERO));
+        for _ in 0..20 {
+            assert_eq!(call(&door, "127.0.0.1:1", "wrong").await, (Code::Unauthenticated, Duration::ZERO));
+        }
+    }
 
     #[test]
     fn every_call_of_the_service_has_its_scope() {

@@ -69,6 +69,12 @@ pub(super) enum Shown {
 }
 
 impl ConnectionInfo {
+    /// Of a connection that nobody has made.
+    #[cfg(test)]
+    pub(super) fn imagined(peer: SocketAddr, shown: Shown) -> Self {
+        Self(Arc::new(Info { peer, shown, over: CancellationToken::new() }))
+    }
+
     pub(super) fn peer(&self) -> SocketAddr {
         self.0.peer
     }

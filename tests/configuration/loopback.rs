@@ -6,7 +6,10 @@
 use std::fs;
 
 use super::{
-    common::process::{Finished, Home, TestGateway, TestProcess},
+    common::{
+        certs::Authority,
+        process::{Finished, Home, TestGateway, TestProcess},
+    },
     sets,
 };
 
@@ -85,61 +88,161 @@ async fn loopback_is_127_and_the_v6_one_and_localhost() {
     }
 }
 
-#[tokio::test]
-async fn what_leaves_loopback_without_its_protection_is_refused() {
-    let home = Home::new();
-    for (values, begins, asks) in [
-        (&["control.listen=10.0.0.1:1"][..], "control.listen = \"10.0.0.1:1\": ", "control.insecure = true"),
-        (&["control.listen=0.0.0.0:1", "control.secrets=s"], "control.listen = ", "control.insecure = true"),
-        // A made-up secret is for loopback only.
-        (&["control.listen=0.0.0.0:1", "control.insecure=true"], "control.secrets: must be set", "control.listen"),
-        (&["device.listen=0.0.0.0:1"], "auth.mode: must be set", "device.listen = \"0.0.0.0:1\""),
-        (&["device.listen=[::]:1", "auth.mode=trust"], "auth.mode = \"trust\": ", "auth.insecure = true"),
-        (&["hosts.advertise=10.0.0.1:1"], "auth.mode: must be set", "hosts.advertise"),
-        (
-            &["hosts.advertise=127.0.0.1:1,a.example.com:2", "auth.mode=trust"],
-            "auth.mode = \"trust\": ",
-            "a.example.com",
-        ),
-        (&["device.listen=", "hosts.advertise=10.0.0.1:1", "auth.mode=trust"], "auth.mode = \"trust\": ", "10.0.0.1:1"),
-    ] {
-        for command in ["serve", "check"] {
-            let refused = home.run(&[&[command][..], &sets(values)].concat()).await;
-            let line = refused.refusal();
-            assert!(line.starts_with(begins) && line.contains(asks), "{values:?}: {line}");
-        }
-    }
+/// What happens to a configuration.
+enum Outcome {
+    /// Refused, by a line that begins so and asks for this.
+    Refused(&'static str, &'static str),
+    /// It starts; what each warning begins with, in order.
+    Starts(&'static [&'static str]),
 }
+use Outcome::{Refused, Starts};
 
-/// What leaves loopback and starts, and what each warning begins with.
-const WARNED: &[(&[&str], &[&str])] = &[
-    (&["http.listen=0.0.0.0:1001"], &["http.listen = \"0.0.0.0:1001\": "]),
-    (&["metrics.listen=[::]:1002"], &["metrics.listen = \"[::]:1002\": "]),
-    (&["device.listen=0.0.0.0:1003", "auth.insecure=true", "hosts.advertise=127.0.0.1:1003"], &["device.listen = "]),
+const TRUSTED: &str = "auth.mode = \"trust\": ";
+
+/// Each listener, on loopback and off it, with each switch that has a say. CERT, KEY, CA and HMAC stand for files.
+const MATRIX: &[(&str, Outcome)] = &[
+    // Plain devices.
+    ("device.listen=127.0.0.1:1", Starts(&[TRUSTED])),
+    ("device.listen=127.0.0.1:1 auth.mode=trust", Starts(&[TRUSTED])),
+    ("device.listen=0.0.0.0:1", Refused("auth.mode: must be set", "device.listen = \"0.0.0.0:1\"")),
+    ("device.listen=[::]:1 auth.mode=trust", Refused("auth.mode = \"trust\": ", "auth.insecure = true")),
     (
-        &["device.listen=0.0.0.0:1003", "auth.mode=trust", "auth.insecure=true"],
-        &["device.listen = ", "hosts.advertise: "],
+        "device.listen=0.0.0.0:1 auth.insecure=true hosts.advertise=127.0.0.1:1",
+        Starts(&["device.listen = \"0.0.0.0:1\": leaves loopback without TLS", TRUSTED]),
     ),
-    (&["control.listen=0.0.0.0:1004", "control.insecure=true", "control.secrets=s"], &["control.listen = "]),
-    (&["hosts.advertise=127.0.0.1:1,0.0.0.0:2", "auth.insecure=true"], &["hosts.advertise: \"0.0.0.0:2\""]),
-    (&["hosts.advertise=10.0.0.1:1", "auth.insecure=true"], &[]),
     (
-        &["device.listen=0.0.0.0:1003", "auth.insecure=true", "hosts.advertise=", "http.listen=0.0.0.0:1001"],
-        &["device.listen = ", "http.listen = "],
+        "device.listen=0.0.0.0:1 auth.mode=trust auth.insecure=true",
+        Starts(&["device.listen = ", "hosts.advertise: not set", TRUSTED]),
     ),
+    ("device.listen=0.0.0.0:1 auth.mode=token auth.keys=HMAC hosts.advertise=", Starts(&["device.listen = "])),
+    // Devices over TLS.
+    ("device.tls_listen=127.0.0.1:2", Refused("device.tls_listen = \"127.0.0.1:2\": needs ", "device.tls_cert")),
+    ("device.tls_listen=127.0.0.1:2 device.tls_cert=CERT", Refused("device.tls_key: must be set", "device.tls_cert")),
+    ("device.tls_listen=127.0.0.1:2 device.tls_cert=CERT device.tls_key=KEY", Starts(&[TRUSTED])),
+    (
+        "device.tls_listen=0.0.0.0:2 device.tls_cert=CERT device.tls_key=KEY",
+        Refused("auth.mode: must be set", "device.tls_listen = \"0.0.0.0:2\""),
+    ),
+    (
+        "device.tls_listen=0.0.0.0:2 device.tls_cert=CERT device.tls_key=KEY auth.mode=trust",
+        Refused("auth.mode = \"trust\": ", "auth.insecure = true"),
+    ),
+    (
+        "device.tls_listen=0.0.0.0:2 device.tls_cert=CERT device.tls_key=KEY auth.mode=token auth.keys=HMAC",
+        Starts(&["hosts.advertise_tls: not set"]),
+    ),
+    // Where devices are sent.
+    ("hosts.advertise=10.0.0.1:1", Refused("auth.mode: must be set", "hosts.advertise")),
+    ("hosts.advertise=127.0.0.1:1,a.example.com:2 auth.mode=trust", Refused(TRUSTED, "a.example.com")),
+    ("device.listen= hosts.advertise=10.0.0.1:1 auth.mode=trust", Refused(TRUSTED, "10.0.0.1:1")),
+    ("hosts.advertise_tls=a.example.com:2", Refused("auth.mode: must be set", "hosts.advertise_tls")),
+    ("hosts.advertise=127.0.0.1:1,0.0.0.0:2 auth.insecure=true", Starts(&["hosts.advertise: \"0.0.0.0:2\"", TRUSTED])),
+    ("hosts.advertise=10.0.0.1:1 auth.insecure=true", Starts(&[TRUSTED])),
+    ("hosts.advertise_tls=a.example.com:2 auth.mode=token auth.keys=HMAC", Starts(&[])),
+    // Behind a balancer.
+    ("device.proxy_protocol=v2", Refused("device.proxy_from: must be set", "device.proxy_protocol")),
+    (
+        "device.proxy_protocol=v2 device.proxy_from=127.0.0.0/8",
+        Refused("auth.mode: must be set", "device.proxy_protocol = \"v2\""),
+    ),
+    ("device.proxy_protocol=v2 device.proxy_from=127.0.0.0/8 auth.insecure=true", Starts(&[TRUSTED])),
+    ("device.proxy_protocol=v2 device.proxy_from=10.0.0.0/8 auth.mode=token auth.keys=HMAC", Starts(&[])),
+    // The control plane. A made-up secret is for loopback only.
+    ("control.listen=127.0.0.1:3 control.insecure=true", Starts(&[TRUSTED])),
+    ("control.listen=10.0.0.1:3", Refused("control.listen = \"10.0.0.1:3\": ", "control.tls_cert and control.tls_key")),
+    ("control.listen=0.0.0.0:3 control.secrets=s", Refused("control.listen = ", "control.insecure = true")),
+    ("control.listen=0.0.0.0:3 control.insecure=true", Refused("control.secrets: must be set", "control.listen")),
+    ("control.listen=0.0.0.0:3 control.insecure=true control.secrets=s", Starts(&["control.listen = ", TRUSTED])),
+    ("control.listen=127.0.0.1:3 control.tls_cert=CERT control.tls_key=KEY", Starts(&[TRUSTED])),
+    (
+        "control.listen=0.0.0.0:3 control.tls_cert=CERT control.tls_key=KEY",
+        Refused("control.secrets: must be set", "control.listen"),
+    ),
+    ("control.listen=0.0.0.0:3 control.tls_cert=CERT control.tls_key=KEY control.secrets=s", Starts(&[TRUSTED])),
+    (
+        "control.listen=0.0.0.0:3 control.tls_client_ca=CA control.secrets=s",
+        Refused("control.tls_client_ca = ", "tls_cert"),
+    ),
+    (
+        "control.listen=0.0.0.0:3 control.tls_cert=CERT control.tls_key=KEY control.client_names=a control.secrets=s",
+        Refused("control.client_names: needs", "control.tls_client_ca"),
+    ),
+    (
+        "control.listen=0.0.0.0:3 control.tls_cert=CERT control.tls_key=KEY control.tls_client_ca=CA \
+         control.client_names=a control.secrets=s",
+        Starts(&[TRUSTED]),
+    ),
+    // Host and health, metrics.
+    ("http.listen=0.0.0.0:4", Starts(&["http.listen = \"0.0.0.0:4\": ", TRUSTED])),
+    ("http.listen=0.0.0.0:4 http.tls_cert=CERT http.tls_key=KEY", Starts(&[TRUSTED])),
+    ("http.listen=0.0.0.0:4 http.tls_key=KEY", Refused("http.tls_cert: must be set", "http.tls_key")),
+    ("metrics.listen=[::]:5", Starts(&["metrics.listen = \"[::]:5\": ", TRUSTED])),
+    (
+        "device.listen=0.0.0.0:1 auth.insecure=true hosts.advertise= http.listen=0.0.0.0:4",
+        Starts(&["device.listen = ", "http.listen = ", TRUSTED]),
+    ),
+    // Who is asked who a device is.
+    ("auth.mode=http auth.endpoint=http://127.0.0.1:6/auth", Starts(&[])),
+    ("auth.mode=http auth.endpoint=http://10.0.0.1:6", Refused("auth.endpoint = \"http://10.0.0.1:6\": ", "https")),
+    (
+        "auth.mode=http auth.endpoint=http://10.0.0.1:6 auth.insecure=true",
+        Starts(&["auth.insecure = true: auth.endpoint = "]),
+    ),
+    ("auth.mode=grpc auth.endpoint=http://auth.example.com:6", Refused("auth.endpoint = ", "auth.insecure = true")),
+    ("auth.mode=grpc auth.endpoint=https://auth.example.com:6", Starts(&[])),
+    (
+        "auth.mode=token auth.audience=a auth.jwks_url=http://auth.example.com/jwks",
+        Refused("auth.jwks_url = ", "auth.insecure = true"),
+    ),
+    ("auth.mode=token auth.jwks_url=https://auth.example.com/jwks", Refused("auth.audience: must be set", "\"*\"")),
 ];
 
+/// The rows of the matrix, with real files; the switches as `--set` takes them.
+fn matrix(authority: &Authority) -> Vec<(Vec<String>, &'static Outcome)> {
+    let pair = authority.server("server");
+    let hmac = authority.folder().join("hmac");
+    fs::write(&hmac, "0123456789abcdef0123456789abcdef").unwrap();
+    let file = |value: &str| {
+        let path = match value {
+            "CERT" => &pair.cert,
+            "KEY" => &pair.key,
+            "CA" => &authority.ca(),
+            "HMAC" => &hmac,
+            _ => return value.to_owned(),
+        };
+        path.display().to_string()
+    };
+    let switch = |text: &str| {
+        let (key, value) = text.split_once('=').unwrap();
+        ["--set".to_owned(), format!("{key}={}", file(value))]
+    };
+    MATRIX.iter().map(|(row, outcome)| (row.split_whitespace().flat_map(switch).collect(), outcome)).collect()
+}
+
+fn arguments<'a>(command: &'a str, switches: &'a [String]) -> Vec<&'a str> {
+    std::iter::once(command).chain(switches.iter().map(String::as_str)).collect()
+}
+
 #[tokio::test]
-async fn each_plain_listener_off_loopback_gets_one_warning() {
-    let home = Home::new();
-    for (values, expected) in WARNED {
-        let checked = checked(&home, values).await;
-        let warnings = warnings(&checked);
-        let (trust, others): (Vec<&str>, _) =
-            warnings.iter().partition(|line| line.starts_with("auth.mode = \"trust\""));
-        assert_eq!(trust.len(), 1, "{values:?}: {warnings:?}");
-        assert_eq!(others.len(), expected.len(), "{values:?}: {warnings:?}");
-        assert!(others.iter().zip(*expected).all(|(line, begins)| line.starts_with(begins)), "{warnings:?}");
+async fn what_leaves_loopback_without_its_protection_is_refused_and_the_rest_is_warned_of() {
+    let (home, authority) = (Home::new(), Authority::new());
+    for (switches, outcome) in matrix(&authority) {
+        match outcome {
+            Refused(begins, asks) => {
+                for command in ["serve", "check"] {
+                    let refused = home.run(&arguments(command, &switches)).await;
+                    let line = refused.refusal();
+                    assert!(line.starts_with(begins) && line.contains(asks), "{switches:?}: {line}");
+                }
+            }
+            Starts(expected) => {
+                let checked = home.run(&arguments("check", &switches)).await;
+                let warnings = warnings(&checked);
+                assert_eq!(warnings.len(), expected.len(), "{switches:?}: {warnings:?}");
+                let fits = warnings.iter().zip(*expected).all(|(line, begins)| line.starts_with(begins));
+                assert!(fits, "{switches:?}: {warnings:?}");
+            }
+        }
     }
 }
 
@@ -148,14 +251,17 @@ async fn a_gateway_off_loopback_starts_and_logs_each_warning_once() {
     if !may_have_a_network().await {
         return;
     }
-    for (values, expected) in WARNED {
+    let authority = Authority::new();
+    for (switches, outcome) in matrix(&authority) {
+        let Starts(expected) = outcome else { continue };
         let home = Home::new();
-        let arguments = [&["serve"][..], &sets(values)].concat();
-        let gateway = TestGateway::of(TestProcess::spawn(home.shell(OWN_NETWORK, &arguments))).await;
+        let gateway =
+            TestGateway::of(TestProcess::spawn(home.shell(OWN_NETWORK, &arguments("serve", &switches)))).await;
         let ended = gateway.stopped().await;
-        let warnings: Vec<_> = ended.stderr.lines().filter(|line| line.contains(" WARN ")).collect();
-        assert_eq!(warnings.len(), expected.len() + 1, "{values:?}: {ended:?}");
-        for begins in expected.iter().chain(&["auth.mode = \"trust\": "]) {
+        let warnings: Vec<_> =
+            ended.stderr.lines().filter(|line| line.contains(" WARN ") && line.contains(" plex::server: ")).collect();
+        assert_eq!(warnings.len(), expected.len(), "{switches:?}: {ended:?}");
+        for begins in *expected {
             let found = warnings.iter().filter(|line| line.contains(&format!(" plex::server: {begins}"))).count();
             assert_eq!(found, 1, "{begins}: {warnings:?}");
         }

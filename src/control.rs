@@ -57,6 +57,9 @@ const WINDOW: (u32, u32) = (1 << 20, 4 << 20);
 /// it the connection ends, with all its calls; the library's 20 are reached by a caller whose deadlines pass together.
 const CANCELLED_MAX: usize = 1_000;
 
+/// Most characters that the log shows of a text of a caller's choice.
+const LOGGED_CHARS_MAX: usize = 256;
+
 /// The service `plex.v1.Gateway`. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Control(Arc<Inner>);
@@ -195,7 +198,13 @@ impl Gateway for Control {
         let DisconnectRequest { uid, reason } = request.into_inner();
         convert::uid("uid", &uid)?;
         let connections = self.0.hub.disconnect(&uid, &reason).await;
-        tracing::info!(caller = caller.map(tracing::field::display), %uid, reason, connections, "Disconnect");
+        tracing::info!(
+            caller = caller.map(tracing::field::display),
+            uid,
+            reason = cut(&reason),
+            connections,
+            "Disconnect"
+        );
         Ok(Response::new(DisconnectResponse { connections }))
     }
 
@@ -210,6 +219,11 @@ impl Gateway for Control {
 /// Who made a call, of those that the log has to tell.
 fn caller<T>(request: &Request<T>) -> Option<Caller> {
     request.extensions().get().cloned()
+}
+
+/// The begin of a text for the log: it may have megabytes.
+fn cut(text: &str) -> &str {
+    text.char_indices().nth(LOGGED_CHARS_MAX).map_or(text, |(end, _)| &text[..end])
 }
 
 /// How a stream ends when the node, or the connection's time, is over.

@@ -253,7 +253,7 @@ async fn disconnect_and_broadcast_log_who_asked_and_no_output_holds_a_secret() {
     let mut all = backend(gateway.control, "hush-of-the-file").await;
     all.disconnect(proto::DisconnectRequest { uid: "alice".into(), reason: "a test".into() }).await.unwrap();
     let line = gateway.process.stderr.until("Disconnect").await;
-    assert!(line.contains("INFO") && line.contains("caller=secret:ops") && line.contains("uid=alice"), "{line}");
+    assert!(line.contains("INFO") && line.contains("caller=secret:ops") && line.contains("uid=\"alice\""), "{line}");
     let mut pusher = backend(gateway.control, "hush-push").await;
     pusher.broadcast(proto::BroadcastRequest { uri: "/x".into(), body: "".into() }).await.unwrap();
     let line = gateway.process.stderr.until("Broadcast").await;

@@ -82,7 +82,8 @@ fn tls_off_loopback_needs_a_secret_and_nothing_else_and_is_not_warned_of() {
 #[test]
 fn a_certificate_and_its_key_come_together() {
     type Files<'a> = (&'a mut Option<PathBuf>, &'a mut Option<PathBuf>);
-    let sections: [(&str, fn(&mut Config) -> Files<'_>); 3] = [
+    type FilesOf = fn(&mut Config) -> Files<'_>;
+    let sections: [(&str, FilesOf); 3] = [
         ("device", |config| (&mut config.device.tls_cert, &mut config.device.tls_key)),
         ("control", |config| (&mut config.control.tls_cert, &mut config.control.tls_key)),
         ("http", |config| (&mut config.http.tls_cert, &mut config.http.tls_key)),

@@ -141,9 +141,10 @@ impl Server {
         let Self { config, authenticator, on_presence, log } = self;
         let data_dir = config.data_dir();
         let mut watch = FileWatch::default();
-        let (door, secret) = door(&config, &mut watch)?;
         let http_files = TlsFiles::of(config.http.tls_cert.as_ref(), config.http.tls_key.as_ref(), None);
         let http_tls = listener_tls(http_files, &[b"http/1.1"], &mut watch)?;
+        // The last of what a configuration can be wrong about: it makes a secret up.
+        let (door, secret) = door(&config, &mut watch)?;
 
         let device_listener = match &config.device.listen {
             Some(address) => {

@@ -135,3 +135,34 @@ async fn the_commands_show_a_certificate_where_the_gateway_wants_one() {
     assert_eq!(refused.code, 3, "{refused:?}");
     assert!(gateway.process.ended().is_none());
 }
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_used_stops_the_start_with_one_line() {
+    let (home, authority) = (Home::new(), Authority::new());
+    let (pair, other) = (authority.server("server"), authority.server("other"));
+    let bad = home.write("bad.pem", "no certificate");
+    let garbage = home.write("garbage.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let (cert, key, ca) = (pair.cert.display(), pair.key.display(), authority.ca());
+    for (cert, key, ca, begins) in [
+        ("missing.pem", &*key.to_string(), None, "missing.pem: can't be read: "),
+        (&bad, &key.to_string(), None, "bad.pem: holds no certificate in PEM"),
+        (&garbage, &key.to_string(), None, "garbage.pem: no certificate for "),
+        (&key.to_string(), &key.to_string(), None, "server.key: holds no certificate in PEM"),
+        (&cert.to_string(), &cert.to_string(), None, "server.pem: holds no private key in PEM"),
+        (&cert.to_string(), &other.key.display().to_string(), None, "server.pem: no certificate for "),
+        (&cert.to_string(), &key.to_string(), Some("missing.pem"), "missing.pem: can't be read: "),
+        (&cert.to_string(), &key.to_string(), Some(&*bad), "bad.pem: holds no certificate in PEM"),
+        (&cert.to_string(), &key.to_string(), Some(&*key.to_string()), "server.key: holds no certificate in PEM"),
+    ] {
+        let sections: &[&str] = if ca.is_some() { &["control"] } else { &["control", "http"] };
+        for section in sections {
+            let pairs = [("tls_cert", Some(cert)), ("tls_key", Some(key)), ("tls_client_ca", ca)];
+            let sets: Vec<_> =
+                pairs.iter().filter_map(|(name, file)| Some(format!("{section}.{name}={}", (*file)?))).collect();
+            let sets: Vec<_> = sets.iter().flat_map(|set| ["--set", set]).collect();
+            let refused = home.run(&[&["serve"], &ANY_PORTS[..], &["--set", "log.level=error"], &sets].concat()).await;
+            assert!(refused.refusal().contains(begins), "{section}: {begins}: {refused:?}");
+        }
+    }
+    assert!(ca.exists() && !home.path(".local").exists(), "nothing was made");
+}

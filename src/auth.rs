@@ -1,20 +1,34 @@
 //! Who a device is: the [`Authenticator`] that is asked, and the gate that bounds the asking.
+//!
+//! | Part | What is there |
+//! | --- | --- |
+//! | `gate.rs` | the bounds of the asking, the judgement of the answers |
+//! | `setup.rs` | which authenticator `auth.mode` means |
+//! | `token.rs`, `keys.rs`, `fetch.rs` | signed tokens, the keys in files, the keys of a URL |
+//! | `grpc.rs`, `http.rs`, `refusals.rs` | backends that are asked, and what they refused a moment ago |
+//! | `web.rs` | connections to such servers |
+//! | `sign.rs` | makes a token, for trying it out |
 
+mod fetch;
+mod gate;
+mod grpc;
+mod http;
+mod keys;
+mod refusals;
+mod rfc3339;
+mod setup;
+pub(crate) mod sign;
+mod token;
 mod trust;
+mod web;
 
-use std::{
-    fmt,
-    panic::AssertUnwindSafe,
-    pin::Pin,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
-
-use futures_util::FutureExt;
-use tokio::sync::Semaphore;
+use std::{fmt, pin::Pin, time::SystemTime};
 
 pub use self::trust::Trust;
-use crate::model::Uid;
+pub(crate) use self::{
+    gate::{Admitted, Gate},
+    setup::Setup,
+};
 
 /// What [`Authenticator::authenticate`] returns.
 pub type AuthFuture<'a> = Pin<Box<dyn Future<Output = Result<Identity, AuthError>> + Send + 'a>>;
@@ -51,6 +65,14 @@ pub trait Authenticator: Send + Sync + 'static {
     /// [`AuthError::Refused`] where it is nobody's; [`AuthError::Unavailable`] where that can't be checked now, so the
     /// device is told to try again later.
     fn authenticate<'a>(&'a self, request: AuthRequest<'a>) -> AuthFuture<'a>;
+
+    /// The answer, where it is known without asking anybody: by a signature, or from a cache. It is called first, takes no
+    /// place among `auth.max_in_flight`, and so isn't held up by calls that wait. None, the default:
+    /// [`authenticate`](Self::authenticate) has to be called. It must not block.
+    fn known(&self, request: AuthRequest<'_>) -> Option<Result<Identity, AuthError>> {
+        let _ = request;
+        None
+    }
 }
 
 /// What a device showed.
@@ -102,65 +124,4 @@ pub enum AuthError {
     /// It can't be checked at this time; the text is for the log.
     #[error("unavailable: {0}")]
     Unavailable(String),
-}
-
-/// The authenticator behind its bounds. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Gate(Arc<Inner>);
-
-struct Inner {
-    authenticator: Arc<dyn Authenticator>,
-    bounds: Option<Bounds>,
-}
-
-struct Bounds {
-    places: Semaphore,
-    timeout: Duration,
-}
-
-/// Who passed the gate.
-#[derive(Debug)]
-pub(crate) struct Admitted {
-    pub(crate) uid: Uid,
-    /// How long the session lasts, from now on. None: without end.
-    pub(crate) lasts: Option<Duration>,
-}
-
-impl Gate {
-    /// `trust` needs no bounds: it asks nobody.
-    pub(crate) fn trust() -> Self {
-        Self(Arc::new(Inner { authenticator: Arc::new(Trust), bounds: None }))
-    }
-
-    pub(crate) fn new(authenticator: Arc<dyn Authenticator>, max_in_flight: usize, timeout: Duration) -> Self {
-        let bounds = Bounds { places: Semaphore::new(max_in_flight), timeout };
-        Self(Arc::new(Inner { authenticator, bounds: Some(bounds) }))
-    }
-
-    /// Asks the authenticator, within the bounds.
-    pub(crate) async fn admit(&self, credential: &str, remote_address: &str) -> Result<Admitted, AuthError> {
-        let request = AuthRequest { credential, remote_address };
-        let asked = AssertUnwindSafe(async { self.0.authenticator.authenticate(request).await }).catch_unwind();
-        let identity = match &self.0.bounds {
-            None => asked.await,
-            Some(Bounds { places, timeout }) => {
-                let place = tokio::time::timeout(*timeout, places.acquire()).await;
-                let Ok(Ok(_place)) = place else {
-                    return Err(AuthError::Unavailable("auth.max_in_flight calls are under way".into()));
-                };
-                let answer = tokio::time::timeout(*timeout, asked).await;
-                answer.map_err(|_| AuthError::Unavailable("no answer within auth.timeout".into()))?
-            }
-        };
-        let identity = identity.map_err(|_| AuthError::Unavailable("the authenticator panicked".into()))??;
-        let uid = Uid::new(&identity.uid).map_err(|_| AuthError::Refused)?;
-        let lasts = match identity.expires_at {
-            None => None,
-            Some(end) => match end.duration_since(SystemTime::now()) {
-                Ok(lasts) if !lasts.is_zero() => Some(lasts),
-                _ => return Err(AuthError::Refused),
-            },
-        };
-        Ok(Admitted { uid, lasts })
-    }
 }

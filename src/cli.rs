@@ -14,6 +14,7 @@ mod output;
 mod push;
 mod serve;
 mod sessions;
+mod token;
 mod watch;
 
 use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
@@ -49,6 +50,8 @@ enum Command {
     Check(local::ConfigArgs),
     /// Print the secret that the commands on this machine use
     Secret,
+    /// Make a token for a device, signed with an HMAC secret, for trying it out
+    Token(token::TokenArgs),
     /// Push one message to a device, or many from standard input
     Push(push::PushArgs),
     /// Push one message to everyone who is connected
@@ -103,6 +106,7 @@ fn execute(cli: Cli) -> Result<Exit, Failure> {
         Command::Serve(args) => block_on(serve::serve(args.load(config)?)),
         Command::Check(args) => local::check(&args.load(config)?, &mut Output::stdout(false)),
         Command::Secret => local::secret(&gateway::load(config)?, &mut Output::stdout(false)),
+        Command::Token(args) => token::token(&args, config),
         Command::Push(args) => block_on(push::push(args, config)),
         Command::Online(args) => block_on(online::online(args, config)),
         Command::Broadcast(args) => block_on(broadcast::broadcast(args, config)),

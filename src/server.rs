@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    auth::{Authenticator, Gate},
+    auth::{self, Authenticator, Gate},
     cluster::{Card, Cluster, Inbox, LocalLog, Options},
     config::{self, Config, ConfigError, ControlSecret, ListenAddress, Secret},
     control::{self, Control, Door, Secrets},
@@ -74,6 +74,8 @@ type OnPresence = Box<dyn FnMut(PresenceEvent) + Send>;
 pub struct Server {
     config: Config,
     authenticator: Option<Arc<dyn Authenticator>>,
+    /// What `auth.mode` means, its files read; where no authenticator is given.
+    auth: Option<auth::Setup>,
     on_presence: Option<OnPresence>,
     log: Option<LocalLog>,
 }
@@ -127,7 +129,7 @@ impl Server {
     /// Begins with a configuration.
     #[must_use]
     pub fn builder(config: Config) -> ServerBuilder {
-        ServerBuilder(Self { config, authenticator: None, on_presence: None, log: None })
+        ServerBuilder(Self { config, authenticator: None, auth: None, on_presence: None, log: None })
     }
 
     /// Binds the listeners and builds the parts. Devices and backends can connect from then on; they are served once
@@ -138,13 +140,24 @@ impl Server {
     /// [`StartError`] where an address is taken, a file of the configuration can't be used, or the control secret can't be
     /// read or made.
     pub async fn bind(self) -> Result<Bound, StartError> {
-        let Self { config, authenticator, on_presence, log } = self;
+        let Self { config, authenticator, auth, on_presence, log } = self;
         let data_dir = config.data_dir();
         let mut watch = FileWatch::default();
         let http_files = TlsFiles::of(config.http.tls_cert.as_ref(), config.http.tls_key.as_ref(), None);
         let http_tls = listener_tls(http_files, &[b"http/1.1"], &mut watch)?;
         // The last of what a configuration can be wrong about: it makes a secret up.
         let (door, secret) = door(&config, &mut watch)?;
+        let start =
+            |name: &str, configured: u32| Workers::start(name, workers::count(configured)).map_err(StartError::Workers);
+        let device_workers = start("device", config.device.workers)?;
+        let control_workers = start("control", config.control.workers)?;
+        let gate = match (authenticator, auth) {
+            (Some(authenticator), _) => {
+                Gate::new(authenticator, config.auth.max_in_flight as usize, config.auth.timeout)
+            }
+            (None, Some(setup)) => setup.start(control_workers.first(), &mut watch)?,
+            (None, None) => unreachable!("`build` has read what `auth.mode` means"),
+        };
 
         let device_listener = match &config.device.listen {
             Some(address) => {
@@ -190,10 +203,6 @@ impl Server {
             ack_waits_max: config.control.ack_waits as usize,
         };
         let hub = Hub::new(settings, cluster, numbers.clone(), metrics.clone());
-        let gate = match authenticator {
-            None => Gate::trust(),
-            Some(authenticator) => Gate::new(authenticator, config.auth.max_in_flight as usize, config.auth.timeout),
-        };
         let delay = config.auth.unavailable_delay;
         let devices = Devices::new(config.device.clone(), delay, node, gate, hub.clone(), metrics.clone());
         let streams_end = CancellationToken::new();
@@ -202,10 +211,6 @@ impl Server {
         let control =
             Control::new(hub.clone(), metrics.clone(), &config.control, max_frame, frame_bytes, streams_end.clone());
 
-        let start =
-            |name: &str, configured: u32| Workers::start(name, workers::count(configured)).map_err(StartError::Workers);
-        let device_workers = start("device", config.device.workers)?;
-        let control_workers = start("control", config.control.workers)?;
         let watching = watch.start().map_err(StartError::Workers)?;
         let listeners = Listeners {
             device: device_listener.map_or(Ok(Vec::new()), |socket| one_each(&socket, &device_workers))?,
@@ -254,18 +259,23 @@ impl ServerBuilder {
         self
     }
 
-    /// Checks that the configuration holds together.
+    /// Checks that the configuration holds together, and reads the files by which devices are known.
     ///
     /// # Errors
     ///
-    /// [`StartError::Config`] with the key, its value, and what is allowed.
-    pub fn build(self) -> Result<Server, StartError> {
+    /// [`StartError::Config`] with the key, its value, and what is allowed, or what is wrong with its file.
+    pub fn build(mut self) -> Result<Server, StartError> {
         let mut checked = self.0.config.clone();
         if self.0.authenticator.is_some() {
             // The mode isn't used, so nothing has to allow it.
             checked.auth.insecure = true;
+            checked.auth.mode = None;
         }
-        for warning in config::validate(&checked)? {
+        let warnings = config::validate(&checked)?;
+        if self.0.authenticator.is_none() {
+            self.0.auth = Some(auth::Setup::read(&checked.auth)?);
+        }
+        for warning in warnings {
             if self.0.authenticator.is_none() || !warning.is_about_trust() {
                 tracing::warn!("{warning}");
             }

@@ -18,7 +18,7 @@ use rustls::{
 
 pub(crate) use self::{
     accept::{Failed, Handshakes, accept},
-    client::{Trusted, client_config, client_config_of},
+    client::{Trusted, client_config, client_config_of, trusting_nobody},
 };
 use crate::files::{self, FileError};
 

@@ -61,6 +61,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "telemetry",
             "device::frame",
             "device::codec",
+            "auth::sign",
         ],
     ),
     ("testing", &["hub", "cluster", "model"]),
@@ -70,11 +71,11 @@ const ARROWS: &[(&str, &[&str])] = &[
 const ABSENCES: &[(&str, &[&str])] = &[
     // The hub pushes bytes into whatever takes them, and presence is kept by a log, whatever carries it.
     ("tokio::net", &["cli", "client", "control", "device", "http", "server"]),
-    ("serde_json", &["cli", "client", "config", "device", "http"]),
-    ("tonic", &["client", "control", "proto", "server"]),
-    // Only the control plane answers with a status; the client gets one.
+    ("serde_json", &["auth", "cli", "client", "config", "device", "http"]),
+    ("tonic", &["auth", "client", "control", "proto", "server"]),
+    // Only the control plane answers with a status; the client gets one, and the authenticator its code.
     ("tonic::Status", &["client", "control"]),
-    ("tonic::Code", &["client", "control"]),
+    ("tonic::Code", &["auth", "client", "control"]),
     // A part gets its own part of the configuration.
     ("crate::config::Config", &["config", "server", "cli"]),
 ];

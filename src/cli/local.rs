@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Exit, Failure, Output, gateway, output};
-use crate::config::{self, Config, Sources};
+use crate::{
+    config::{self, Config, Sources},
+    server::Server,
+};
 
 /// How a configuration is changed for one run.
 #[derive(Debug, Clone, Args)]
@@ -21,8 +24,9 @@ impl ConfigArgs {
     }
 }
 
-/// Prints the configuration as a file; warnings go to stderr.
+/// Prints the configuration as a file; warnings go to stderr. Reads the files that a start would read.
 pub(super) fn check(config: &Config, output: &mut Output) -> Result<Exit, Failure> {
+    Server::builder(config.clone()).build()?;
     for warning in config::validate(config)? {
         output::complain(&format!("warning: {warning}"));
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, WantsVerifier,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
@@ -40,9 +40,7 @@ pub(crate) fn client_config(ca: Option<&Path>) -> Result<ClientConfig, FileError
 
 /// The same, in full; `identity` is a certificate, with its key, that is shown to a server that asks for one.
 pub(crate) fn client_config_of(trusted: &Trusted, identity: Option<(&Path, &Path)>) -> Result<ClientConfig, FileError> {
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .expect("the provider knows TLS 1.2 and 1.3");
+    let builder = builder();
     let builder = match trusted {
         Trusted::System => builder.with_root_certificates(system_roots()),
         Trusted::Ca(file) => builder.with_root_certificates(roots(file)?),
@@ -54,6 +52,17 @@ pub(crate) fn client_config_of(trusted: &Trusted, identity: Option<(&Path, &Path
     builder
         .with_client_auth_cert(certificates(cert)?, private)
         .map_err(|error| FileError::new(cert, format_args!("no certificate for {}: {error}", key.display())))
+}
+
+/// For servers that are called without TLS: reads nothing, trusts nobody.
+pub(crate) fn trusting_nobody() -> ClientConfig {
+    builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth()
+}
+
+fn builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
+    ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider knows TLS 1.2 and 1.3")
 }
 
 fn system_roots() -> RootCertStore {

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    thread,
     time::Duration,
 };
 
@@ -21,7 +22,8 @@ use prost_types::Timestamp;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    task::JoinHandle,
+    runtime::Builder,
+    sync::oneshot,
 };
 use tonic::{
     Code, Request, Response, Status,
@@ -40,7 +42,8 @@ use crate::{
 pub struct Oracle {
     pub address: SocketAddr,
     pub asked: Arc<Asked>,
-    serving: JoinHandle<()>,
+    /// A thread of its own, with which its connections end.
+    running: Option<(oneshot::Sender<()>, thread::JoinHandle<()>)>,
 }
 
 #[derive(Default)]
@@ -82,14 +85,24 @@ impl Oracle {
     }
 
     pub async fn on(address: SocketAddr) -> Self {
-        let incoming = TcpIncoming::bind(address).unwrap();
-        let address = incoming.local_addr().unwrap();
         let asked = Arc::<Asked>::default();
         let service = AuthenticatorServer::new(Service(Arc::clone(&asked)));
-        let serving = tokio::spawn(async move {
-            Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+        let (bound, told) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let incoming = TcpIncoming::bind(address).unwrap();
+                bound.send(incoming.local_addr().unwrap()).unwrap();
+                let serving = Server::builder().add_service(service).serve_with_incoming(incoming);
+                tokio::select! {
+                    served = serving => served.unwrap(),
+                    _ = stopped => {}
+                }
+            });
         });
-        Self { address, asked, serving }
+        let address = told.await.expect("it is bound");
+        Self { address, asked, running: Some((stop, thread)) }
     }
 
     pub fn times(&self) -> usize {
@@ -103,7 +116,9 @@ impl Oracle {
 
 impl Drop for Oracle {
     fn drop(&mut self) {
-        self.serving.abort();
+        let (stop, thread) = self.running.take().expect("it is dropped once");
+        drop(stop);
+        let _ = thread.join();
     }
 }
 

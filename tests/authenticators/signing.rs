@@ -16,6 +16,8 @@ pub struct Signing {
     /// What a file of `auth.keys` holds of it.
     pub file: Vec<u8>,
     pub private_pem: Option<String>,
+    /// The public key's bare bytes.
+    raw: Vec<u8>,
 }
 
 const SECRET: &[u8] = b"a secret of forty bytes, not one fewer!!";
@@ -27,7 +29,7 @@ const RSA: &[Algorithm] =
 impl Signing {
     pub fn hmac(secret: &[u8]) -> Self {
         let encoding = EncodingKey::from_secret(secret);
-        Self { algorithms: HMAC, encoding, file: [secret, b"\n"].concat(), private_pem: None }
+        Self { algorithms: HMAC, encoding, file: [secret, b"\n"].concat(), private_pem: None, raw: Vec::new() }
     }
 
     fn pair(algorithms: &'static [Algorithm], pair: &KeyPair) -> Self {
@@ -38,7 +40,13 @@ impl Signing {
             _ => EncodingKey::from_ec_pem(pem.as_bytes()),
         };
         let encoding = encoding.expect("the pair's own PEM");
-        Self { algorithms, encoding, file: pair.public_key_pem().into_bytes(), private_pem: Some(pem) }
+        Self {
+            algorithms,
+            encoding,
+            file: pair.public_key_pem().into_bytes(),
+            private_pem: Some(pem),
+            raw: pair.public_key_raw().to_vec(),
+        }
     }
 
     pub fn rsa() -> Self {
@@ -80,6 +88,9 @@ impl Signing {
 
     /// Its public part as a JWK, without `alg`.
     pub fn jwk(&self, kid: &str) -> Value {
+        if self.algorithms[0] == Algorithm::EdDSA {
+            return json!({ "kty": "OKP", "crv": "Ed25519", "x": base64url(&self.raw), "kid": kid });
+        }
         let jwk = Jwk::from_encoding_key(&self.encoding, self.algorithms[0]).expect("it has a public part");
         let mut jwk = serde_json::to_value(jwk).expect("a JWK is JSON");
         jwk.as_object_mut().expect("an object").remove("alg");

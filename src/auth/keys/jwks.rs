@@ -37,24 +37,25 @@ pub(in crate::auth) fn key_set(bytes: &[u8], secrets: bool) -> Result<Vec<Key>, 
     if found.len() > KEYS_MAX {
         return Err(format!("is a JWKS of {} keys, and {KEYS_MAX} are allowed", found.len()));
     }
-    let mut keys = Vec::new();
-    let mut first = None;
+    let (mut keys, mut skipped) = (Vec::new(), Vec::new());
     for (place, value) in found.into_iter().enumerate() {
         match key(value, secrets) {
             Ok(key) => keys.push(key),
-            Err(problem) => {
-                tracing::warn!(place, problem, "a key of a JWKS is skipped");
-                first.get_or_insert((place, problem));
+            Err(problem) => skipped.push((place, problem)),
+        }
+    }
+    if keys.is_empty() {
+        return Err(match skipped.first() {
+            None => "is a JWKS without any key".to_owned(),
+            Some((place, problem)) => {
+                format!("is a JWKS without any key that can be used: key {place}: {problem}")
             }
-        }
+        });
     }
-    match (keys.is_empty(), first) {
-        (false, _) => Ok(keys),
-        (true, None) => Err("is a JWKS without any key".to_owned()),
-        (true, Some((place, problem))) => {
-            Err(format!("is a JWKS without any key that can be used: key {place}: {problem}"))
-        }
+    for (place, problem) in skipped {
+        tracing::warn!(place, problem, "a key of a JWKS is skipped");
     }
+    Ok(keys)
 }
 
 fn key(value: Value, secrets: bool) -> Result<Key, String> {

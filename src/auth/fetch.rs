@@ -109,7 +109,13 @@ async fn keep(shared: Arc<Shared>, web: Arc<Web>, refresh: Duration, timeout: Du
             Ok(Some(keys))
         });
         let worked = changed.is_ok();
-        match &changed {
+        shared.state.send_modify(|state| {
+            if let Ok(Some(keys)) = &changed {
+                state.keys = Some(Arc::clone(keys));
+            }
+            (state.fetching, state.worked) = (false, worked);
+        });
+        match changed {
             Ok(Some(keys)) => tracing::info!(url = %web.url(), keys = keys.len(), "keys fetched"),
             Ok(None) => {}
             Err(problem) => {
@@ -117,12 +123,6 @@ async fn keep(shared: Arc<Shared>, web: Arc<Web>, refresh: Duration, timeout: Du
                 tracing::error!(url = %web.url(), problem, kept, "auth.jwks_url gives no keys");
             }
         }
-        shared.state.send_modify(|state| {
-            if let Ok(Some(keys)) = changed {
-                state.keys = Some(keys);
-            }
-            (state.fetching, state.worked) = (false, worked);
-        });
         failures = if worked { 0 } else { failures + 1 };
         let pause = if worked { refresh } else { back_off(failures).min(refresh) };
         tokio::select! {

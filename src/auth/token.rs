@@ -1,7 +1,7 @@
 //! `token`: a signed token (JWT) tells who a device is, and until when.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
@@ -123,7 +123,7 @@ impl KeysOfFile {
         Ok(Self { path, keys })
     }
 
-    fn load(path: &PathBuf, rules: &Rules) -> Result<Arc<[Key]>, FileError> {
+    fn load(path: &Path, rules: &Rules) -> Result<Arc<[Key]>, FileError> {
         let keys = keys::read(path)?;
         rules.allow(&keys).map_err(|problem| FileError::new(path, problem))?;
         Ok(keys.into())
@@ -133,8 +133,9 @@ impl KeysOfFile {
     pub(super) fn reload(&self, rules: &Rules) {
         match Self::load(&self.path, rules) {
             Ok(keys) => {
-                tracing::info!(file = %self.path.display(), keys = keys.len(), "keys read again");
+                let count = keys.len();
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+                tracing::info!(file = %self.path.display(), keys = count, "keys read again");
             }
             Err(error) => tracing::error!(%error, "auth.keys: the keys before go on"),
         }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll},
@@ -192,7 +192,7 @@ impl SecretFile {
         Ok(Self(Arc::new((path, header))))
     }
 
-    fn load(path: &PathBuf) -> Result<HeaderValue, FileError> {
+    fn load(path: &Path) -> Result<HeaderValue, FileError> {
         let bytes = files::read(path)?;
         let text = std::str::from_utf8(bytes.strip_suffix(b"\n").unwrap_or(&bytes)).unwrap_or_default();
         let secret = Secret::new(text).map_err(|error| FileError::new(path, error))?;

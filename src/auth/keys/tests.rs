@@ -60,7 +60,7 @@ fn what_anybody_may_know_is_never_taken_for_a_secret() {
     let wide: Vec<u8> = [0xff, 0xfe].into_iter().chain(pem.bytes().flat_map(|byte| [byte, 0])).collect();
     let certificate = rcgen::CertificateParams::default().self_signed(&pair).unwrap();
     for content in [
-        pem[..pem.len() / 2].as_bytes(),
+        &pem.as_bytes()[..pem.len() / 2],
         pem.replace("-----BEGIN", "  -----BEGIN").as_bytes(),
         pem.replace('A', "*").as_bytes(),
         format!("{pem}  {pem}").as_bytes(),

@@ -79,7 +79,7 @@ pub trait Authenticator: Send + Sync + 'static {
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct AuthRequest<'a> {
-    /// The body of its `/auth/server` message.
+    /// The body of its `/auth/server` message, at most 4 KiB: a longer one is refused without a question.
     pub credential: &'a str,
     /// Where it connects from: "ip:port", IPv6 in brackets.
     pub remote_address: &'a str,

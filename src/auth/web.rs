@@ -155,7 +155,7 @@ fn client(
     places: &Arc<Semaphore>,
     timeout: Duration,
 ) -> Result<Client<Bounded, Full<Bytes>>, FileError> {
-    let connector = Bounded { inner: connector(url, ca, timeout, false)?, places: Arc::clone(places) };
+    let connector = Bounded { inner: connector(url, ca, timeout, false)?, places: Arc::clone(places), timeout };
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
@@ -226,6 +226,8 @@ impl SecretFile {
 struct Bounded {
     inner: HttpsConnector<HttpConnector>,
     places: Arc<Semaphore>,
+    /// For a place, TCP and TLS: the call may have got another connection meanwhile, and given this one up.
+    timeout: Duration,
 }
 
 type Stream = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
@@ -248,11 +250,13 @@ impl Service<Uri> for Bounded {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let (mut inner, places) = (self.inner.clone(), Arc::clone(&self.places));
-        Box::pin(async move {
+        let connecting = async move {
             let place = places.acquire_owned().await?;
             std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
             Ok(Held { stream: inner.call(uri).await?, _place: place })
-        })
+        };
+        let timeout = self.timeout;
+        Box::pin(async move { tokio::time::timeout(timeout, connecting).await? })
     }
 }
 
@@ -291,5 +295,26 @@ impl Write for Held {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_configured_as_a_url_can_be_asked() {
+        for host in ["a", "a_b.example.", "[::1]", "[::ffff:1.2.3.4]:8080", "127.0.0.1:1", "A-1:65535"] {
+            for byte in 0..=127u8 {
+                for text in
+                    [format!("http://{host}/{}x", char::from(byte)), format!("https://{host}/?{}", char::from(byte))]
+                {
+                    if let Ok(url) = text.parse::<EndpointUrl>() {
+                        let host = url.host().to_string();
+                        assert_eq!(uri(&url).authority().map(|authority| authority.as_str()), Some(&*host), "{text:?}");
+                    }
+                }
+            }
+        }
     }
 }

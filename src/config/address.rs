@@ -198,7 +198,9 @@ impl FromStr for EndpointUrl {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        if text.len() > URL_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.contains('#') {
+        // What RFC 3986 allows, without a fragment; others are written with `%`.
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/?[]@!$&'()*+,;=%".contains(&byte);
+        if text.len() > URL_BYTES_MAX || !text.bytes().all(allowed) {
             return Err(AddressError);
         }
         let (scheme, rest) = text.split_once("://").ok_or(AddressError)?;
@@ -208,7 +210,8 @@ impl FromStr for EndpointUrl {
             _ => return Err(AddressError),
         };
         let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        if path.starts_with('?') {
+        // A zone of an IPv6 address has no place in a URL.
+        if path.starts_with('?') || path.contains(['[', ']']) || host.contains('%') {
             return Err(AddressError);
         }
         // A colon inside of brackets is no port's.
@@ -340,6 +343,46 @@ mod tests {
     fn an_address_for_devices_needs_a_port() {
         assert!("a.example.com:9578".parse::<HostAddress>().is_ok());
         assert!("a.example.com:0".parse::<HostAddress>().is_err());
+    }
+
+    #[test]
+    fn a_url_is_http_or_https_with_a_host() {
+        for (text, host, path) in [
+            ("http://a.example", "a.example:80", ""),
+            ("https://a.example/", "a.example:443", "/"),
+            ("https://[::1]/keys?a=b&c=%20", "[::1]:443", "/keys?a=b&c=%20"),
+            ("http://127.0.0.1:8080/a/-._~!$&'()*+,;=:@", "127.0.0.1:8080", "/a/-._~!$&'()*+,;=:@"),
+        ] {
+            let url: EndpointUrl = text.parse().unwrap_or_else(|_| panic!("{text} is a URL"));
+            assert_eq!((&*url.host().to_string(), url.path(), url.as_str()), (host, path, text));
+        }
+        for text in [
+            "",
+            "a.example",
+            "ftp://a.example",
+            "HTTP://a.example",
+            "http://",
+            "http:///a",
+            "http://:80",
+            "http://a:0",
+            "http://a?b",
+            "http://a b",
+            "http://a/b c",
+            "http://a/#b",
+            "http://a/<b>",
+            "http://a/{b}",
+            "http://a/[b]",
+            "http://a/\\b",
+            "http://a/\"b\"",
+            "http://a/ä",
+            "http://user@a.example",
+            "http://user:word@a.example",
+            "http://[fe80::1%2]:80/",
+            "http://[::1",
+        ] {
+            assert_eq!(text.parse::<EndpointUrl>(), Err(AddressError), "{text:?}");
+        }
+        assert!(format!("http://a/{}", "b".repeat(URL_BYTES_MAX)).parse::<EndpointUrl>().is_err());
     }
 
     #[test]

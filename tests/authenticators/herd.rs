@@ -133,5 +133,5 @@ async fn http_connections_stay_within_the_bound_while_calls_are_given_up() {
         }
     }
     // One that was closed may not be seen as such before the next one is.
-    assert!(web.shared.connections.most() <= 8, "{}", web.shared.connections.most());
+    panic!("MOST {} {}", web.shared.connections.most(), web.shared.in_flight.most());
 }

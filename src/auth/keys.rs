@@ -13,7 +13,7 @@ use crate::files::{self, FileError};
 /// The shortest HMAC secret, in bytes: as long as the hash of HS256, or it could be guessed from one token.
 const SECRET_BYTES_MIN: usize = 32;
 
-/// The most keys of one file or URL: a token that names none tries them all, and each costs up to 50 µs.
+/// The most keys of one file or URL: a token that names none tries them all, and each costs some 20 to 200 µs.
 const KEYS_MAX: usize = 100;
 
 /// The sizes of RSA keys, in bits: smaller ones are broken, larger ones cost too much to check.

@@ -126,12 +126,11 @@ async fn http_connections_stay_within_the_bound_while_calls_are_given_up() {
     })
     .await;
     for round in 0..5 {
-        let tries = (0..40)
-            .map(|number| tried(server.device(), if number % 2 == 0 { "hang" } else { "uid:a" }.to_owned().leak()));
+        let tries = (0..40).map(|number| tried(server.device(), if number % 2 == 0 { "hang" } else { "uid:a" }));
         for (answered, _) in join_all(tries).await {
             assert!(answered == Success || answered == Unavailable, "{round}");
         }
     }
     // One that was closed may not be seen as such before the next one is.
-    panic!("MOST {} {}", web.shared.connections.most(), web.shared.in_flight.most());
+    assert!(web.shared.connections.most() <= 8, "{}", web.shared.connections.most());
 }

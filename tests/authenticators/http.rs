@@ -219,6 +219,30 @@ async fn tls_is_checked_by_auth_ca_and_the_name() {
 }
 
 #[tokio::test]
+async fn a_backend_that_never_speaks_tls_keeps_no_place() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let server = gateway(AuthMode::Http, |config| {
+        config.auth.endpoint = Some(format!("https://localhost:{port}").parse().unwrap());
+        config.auth.max_in_flight = 2;
+        config.auth.timeout = Duration::from_millis(200);
+    })
+    .await;
+    let mut silence = Vec::new();
+    for number in 0..6 {
+        let credential = format!("dev-{number}");
+        let (answered, accepted) = tokio::join!(answer(&server, &credential), silent.accept());
+        assert_eq!(answered, Unavailable);
+        silence.push(accepted.unwrap().0);
+    }
+    for mut stream in silence {
+        let mut hello = Vec::new();
+        let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut hello);
+        let _ = tokio::time::timeout(PATIENCE, read).await.expect("the gateway closes it");
+    }
+}
+
+#[tokio::test]
 async fn a_stop_waits_for_no_backend() {
     let web = Web::start(|_| Reply::Hang).await;
     let server = asking(&web, |config| config.auth.timeout = PATIENCE).await;

@@ -122,7 +122,7 @@ impl Setup {
 }
 
 fn bad(key: &str, error: FileError) -> ConfigError {
-    ConfigError::Clash(format!("auth.{key}: {error}"))
+    ConfigError::Clash(format!("auth.{key} = {:?}: {}", error.path.display().to_string(), error.problem))
 }
 
 fn secret(config: &AuthConfig) -> Result<Option<(Seen, SecretFile)>, ConfigError> {

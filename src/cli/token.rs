@@ -62,7 +62,10 @@ fn named(file: &Path) -> Result<Signer, Failure> {
 fn configured(config: &Config) -> Result<Signer, Failure> {
     for file in &config.auth.keys {
         let signer = Signer::read(file);
-        if let Some(signer) = signer.map_err(|error| Failure::new(Exit::Usage, format!("auth.keys: {error}")))? {
+        if let Some(signer) = signer.map_err(|error| {
+            let problem = format!("auth.keys = {:?}: {}", error.path.display().to_string(), error.problem);
+            Failure::new(Exit::Usage, problem)
+        })? {
             return Ok(signer);
         }
     }

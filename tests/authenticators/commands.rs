@@ -27,24 +27,24 @@ async fn keys_that_cant_be_used_stop_the_start_with_one_line() {
     let http = ["auth.mode=http", "auth.endpoint=https://127.0.0.1:1"];
     let grpc = ["auth.mode=grpc", "auth.endpoint=https://127.0.0.1:1"];
     let cases: Vec<(Vec<&str>, [&str; 2])> = vec![
-        (vec![token, "auth.keys=missing"], ["auth.keys: missing: can't be read", ""]),
-        (vec![token, "auth.keys=hmac,missing"], ["auth.keys: missing: can't be read", ""]),
-        (vec![token, "auth.keys=."], ["auth.keys: .: can't be read", ""]),
-        (vec![token, "auth.keys=large"], ["auth.keys: large: ", "1 MiB"]),
-        (vec![token, "auth.keys=short"], ["auth.keys: short: ", "at least 32 bytes"]),
-        (vec![token, "auth.keys=private", "auth.audience=*"], ["auth.keys: private: ", "private key"]),
-        (vec![token, "auth.keys=unknown", "auth.audience=*"], ["auth.keys: unknown: ", "kty"]),
-        (vec![token, "auth.keys=public"], ["auth.keys: public: ", "auth.audience must be set"]),
-        (vec![token, "auth.keys=hmac,set"], ["auth.keys: set: ", "auth.audience must be set"]),
+        (vec![token, "auth.keys=missing"], ["auth.keys = \"missing\": can't be read", ""]),
+        (vec![token, "auth.keys=hmac,missing"], ["auth.keys = \"missing\": can't be read", ""]),
+        (vec![token, "auth.keys=."], ["auth.keys = \".\": can't be read", ""]),
+        (vec![token, "auth.keys=large"], ["auth.keys = \"large\": ", "1 MiB"]),
+        (vec![token, "auth.keys=short"], ["auth.keys = \"short\": ", "at least 32 bytes"]),
+        (vec![token, "auth.keys=private", "auth.audience=*"], ["auth.keys = \"private\": ", "private key"]),
+        (vec![token, "auth.keys=unknown", "auth.audience=*"], ["auth.keys = \"unknown\": ", "kty"]),
+        (vec![token, "auth.keys=public"], ["auth.keys = \"public\": ", "auth.audience must be set"]),
+        (vec![token, "auth.keys=hmac,set"], ["auth.keys = \"set\": ", "auth.audience must be set"]),
         (vec![token, "auth.jwks_url=http://127.0.0.1:1"], ["auth.audience: must be set", "auth.jwks_url"]),
         (
             vec![token, "auth.jwks_url=https://127.0.0.1:1", "auth.audience=a", "auth.ca=missing"],
-            ["auth.ca: missing: can't be read", ""],
+            ["auth.ca = \"missing\": can't be read", ""],
         ),
-        ([&http[..], &["auth.ca=hmac"]].concat(), ["auth.ca: hmac: ", "certificate"]),
-        ([&grpc[..], &["auth.ca=hmac"]].concat(), ["auth.ca: hmac: ", "certificate"]),
-        ([&http[..], &["auth.secret_file=missing"]].concat(), ["auth.secret_file: missing: can't be read", ""]),
-        ([&grpc[..], &["auth.secret_file=secret"]].concat(), ["auth.secret_file: secret: ", "printable ASCII"]),
+        ([&http[..], &["auth.ca=hmac"]].concat(), ["auth.ca = \"hmac\": ", "certificate"]),
+        ([&grpc[..], &["auth.ca=hmac"]].concat(), ["auth.ca = \"hmac\": ", "certificate"]),
+        ([&http[..], &["auth.secret_file=missing"]].concat(), ["auth.secret_file = \"missing\": can't be read", ""]),
+        ([&grpc[..], &["auth.secret_file=secret"]].concat(), ["auth.secret_file = \"secret\": ", "printable ASCII"]),
     ];
     for (set, [begins, says]) in cases {
         let set: Vec<_> = set.iter().flat_map(|set| ["--set", set]).collect();

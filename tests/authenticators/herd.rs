@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use plex::{AuthError, AuthFuture, AuthRequest, Authenticator, Config, Identity};
 use serde_json::json;
 
 use crate::{
@@ -133,4 +134,34 @@ async fn http_connections_stay_within_the_bound_while_calls_are_given_up() {
     }
     // One that was closed may not be seen as such before the next one is.
     assert!(web.shared.connections.most() <= 8, "{}", web.shared.connections.most());
+}
+
+/// A library's authenticator: "known" is known, any other is asked about for ever.
+struct Cache;
+
+impl Authenticator for Cache {
+    fn authenticate<'a>(&'a self, _: AuthRequest<'a>) -> AuthFuture<'a> {
+        Box::pin(std::future::pending())
+    }
+
+    fn known(&self, request: AuthRequest<'_>) -> Option<Result<Identity, AuthError>> {
+        match request.credential {
+            "panic" => panic!("asked to"),
+            known => (known == "known").then(|| Ok(Identity::new(known))),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_librarys_authenticator_knows_needs_no_place_either() {
+    let change = |config: &mut Config| {
+        config.auth.max_in_flight = 1;
+        config.auth.timeout = PATIENCE * 10;
+        config.auth.unavailable_delay = Duration::ZERO;
+    };
+    let server = TestServer::built(change, |builder| builder.authenticator(Cache)).await;
+    let _waiting = join_all((0..10).map(|number| hanging(&server, number))).await;
+    assert_eq!(answer(&server, "known").await, Success);
+    assert_eq!(answer(&server, "panic").await, Unavailable);
+    assert_eq!(answer(&server, "known").await, Success);
 }

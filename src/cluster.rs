@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, Uid};
+use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, Transport, Uid};
 
 use bus::{ASK_TIMEOUT, FORWARD_TIMEOUT};
 use directory::Entry;
@@ -283,14 +283,14 @@ impl Cluster {
         }
     }
 
-    /// Where a new device should connect: an address of the ready node with the lowest load (its connections, and those
+    /// Where a new device should connect by this transport: an address of the ready node with the lowest load (its connections, and those
     /// that this node has sent there in the last 5 s), at random where loads are within 2 %. `None`: no node takes
     /// devices.
     #[must_use]
-    pub(crate) fn choose_host(&self) -> Option<(String, NodeName)> {
+    pub(crate) fn choose_host(&self, transport: Transport) -> Option<(String, NodeName)> {
         let mut grants = self.0.grants();
         let presence = self.0.presence();
-        let (address, node) = grants.choose(presence.state.live(), Instant::now())?;
+        let (address, node) = grants.choose(presence.state.live(), transport, Instant::now())?;
         Some((address, node.name.clone()))
     }
 

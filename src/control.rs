@@ -172,8 +172,8 @@ impl Gateway for Control {
     }
 
     async fn get_host(&self, request: Request<GetHostRequest>) -> Result<Response<GetHostResponse>, Status> {
-        convert::transport(&request.get_ref().transport)?;
-        match self.0.hub.choose_host(&request.get_ref().transport) {
+        let transport = convert::transport(&request.get_ref().transport)?;
+        match self.0.hub.choose_host(transport) {
             Some((host, node)) => Ok(Response::new(GetHostResponse { host, node: node.as_str().to_owned() })),
             None => Err(Status::unavailable("no node takes devices by this transport now")),
         }

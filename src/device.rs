@@ -4,9 +4,10 @@
 //! with zero and empty fields left out. It authenticates with `/auth/server`, is answered with `/auth/success`, sends
 //! `/heartbeat` now and then, and gets pushes: every uri that isn't reserved.
 //!
-//! A connection is one task on the thread that accepted it. [`listener`] accepts it, [`handshake`] finds out who it
-//! is, [`session`] serves it from then on, [`close`] ends it so that its last frame arrives. What comes in goes
-//! through [`inbox`], which cuts frames and bounds their rate; [`frame`] reads and writes them.
+//! A connection is one task on the thread that accepted it. [`listener`] accepts it, [`opening`] goes through what stands
+//! before its frames ([`proxy`] header, [`tls`]), [`handshake`] finds out who it is, [`session`] serves it from then on,
+//! [`close`] ends it so that its last frame arrives. What comes in goes through [`inbox`], which cuts frames and bounds
+//! their rate; [`frame`] reads and writes them.
 
 mod answer;
 mod close;
@@ -15,7 +16,10 @@ pub mod frame;
 mod handshake;
 mod inbox;
 mod listener;
+mod opening;
+mod proxy;
 mod session;
+mod tls;
 mod transport;
 
 use std::{
@@ -29,8 +33,8 @@ use std::{
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::frame::ByteOrder;
 pub(crate) use self::listener::{serve, tune};
+use self::{frame::ByteOrder, opening::Openings};
 use crate::{auth::Gate, config::DeviceConfig, hub::Hub, model::NodeName, telemetry::Metrics};
 
 /// What all sessions of a node share. Cheap to clone.
@@ -51,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) stopping: CancellationToken,
     /// Connections that haven't authenticated.
     pub(crate) strangers: AtomicUsize,
+    /// Of those, PROXY headers and handshakes of TLS under way.
+    pub(crate) openings: Openings,
 }
 
 impl Devices {
@@ -72,6 +78,7 @@ impl Devices {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             strangers: AtomicUsize::new(0),
+            openings: Openings::default(),
         }))
     }
 

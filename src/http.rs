@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     hub::Hub,
+    model::Transport,
     telemetry::{Live, Metrics},
     tls::{self, Handshakes, ServerTls},
 };
@@ -83,10 +84,12 @@ struct HostQuery {
 }
 
 async fn host(State(node): State<Node>, Query(HostQuery { transport }): Query<HostQuery>) -> Response {
-    if !matches!(transport.as_str(), "" | "tcp" | "tls") {
-        return error(StatusCode::BAD_REQUEST, "transport: empty, tcp or tls");
-    }
-    match node.hub.choose_host(&transport) {
+    let transport = match transport.as_str() {
+        "" | "tcp" => Transport::Tcp,
+        "tls" => Transport::Tls,
+        _ => return error(StatusCode::BAD_REQUEST, "transport: empty, tcp or tls"),
+    };
+    match node.hub.choose_host(transport) {
         Some((host, _)) => Json(json!({ "host": host })).into_response(),
         None => error(StatusCode::SERVICE_UNAVAILABLE, "no node takes devices by this transport now"),
     }

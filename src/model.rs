@@ -10,6 +10,15 @@ use std::{
 /// The longest uid, in bytes of UTF-8.
 pub const UID_BYTES_MAX: usize = 255;
 
+/// What a device connects by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Plain TCP.
+    Tcp,
+    /// TLS.
+    Tls,
+}
+
 /// Whose device it is: 1 to 255 bytes of UTF-8, compared byte by byte. Cheap to clone: one text for all who hold it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Uid(Arc<str>);

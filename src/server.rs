@@ -93,9 +93,6 @@ pub enum StartError {
     /// What must outlive a restart can't be read or made.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A file that the configuration names, of a certificate, a key or a secret, can't be used.
-    #[error(transparent)]
-    File(#[from] FileError),
     /// An address can't be listened on.
     #[error("{key} = \"{address}\": can't listen there: {error}")]
     Listen {
@@ -105,6 +102,14 @@ pub enum StartError {
         address: String,
         /// What the machine said.
         error: io::Error,
+    },
+    /// A file that the configuration names, of a certificate, a key or a secret, can't be used.
+    #[error("{key} = {:?}: {}", .error.path.display().to_string(), .error.problem)]
+    File {
+        /// The key of the configuration.
+        key: String,
+        /// Which file, and what is wrong with it.
+        error: FileError,
     },
     /// The machine gives no threads.
     #[error("can't start the worker threads: {0}")]
@@ -117,6 +122,8 @@ pub enum StartError {
 pub struct Addresses {
     /// Devices, plain TCP. None: not configured.
     pub device: Option<SocketAddr>,
+    /// Devices, TLS. None: not configured.
+    pub device_tls: Option<SocketAddr>,
     /// The control plane.
     pub control: SocketAddr,
     /// Host and health.
@@ -143,8 +150,11 @@ impl Server {
         let Self { config, authenticator, auth, on_presence, log } = self;
         let data_dir = config.data_dir();
         let mut watch = FileWatch::default();
-        let http_files = TlsFiles::of(config.http.tls_cert.as_ref(), config.http.tls_key.as_ref(), None);
-        let http_tls = listener_tls(http_files, &[b"http/1.1"], &mut watch)?;
+        let files = TlsFiles::of(config.device.tls_cert.as_ref(), config.device.tls_key.as_ref(), None);
+        let files = files.filter(|_| config.device.tls_listen.is_some());
+        let device_tls = listener_tls("device", files, &[], &mut watch)?;
+        let files = TlsFiles::of(config.http.tls_cert.as_ref(), config.http.tls_key.as_ref(), None);
+        let http_tls = listener_tls("http", files, &[b"http/1.1"], &mut watch)?;
         // The last of what a configuration can be wrong about: it makes a secret up.
         let (door, secret) = door(&config, &mut watch)?;
         let start =
@@ -167,6 +177,10 @@ impl Server {
             }
             None => None,
         };
+        let device_tls_listener = match &config.device.tls_listen {
+            Some(address) => Some(listen("device.tls_listen", address).await?),
+            None => None,
+        };
         let control_listener = listen("control.listen", &config.control.listen).await?;
         let http_listener = listen("http.listen", &config.http.listen).await?;
         let metrics_listener = match &config.metrics.listen {
@@ -176,6 +190,7 @@ impl Server {
         let address = |socket: &std::net::TcpListener| socket.local_addr().expect("a bound socket has an address");
         let addresses = Addresses {
             device: device_listener.as_ref().map(address),
+            device_tls: device_tls_listener.as_ref().map(address),
             control: address(&control_listener),
             http: address(&http_listener),
             metrics: metrics_listener.as_ref().map(address),
@@ -214,6 +229,7 @@ impl Server {
         let watching = watch.start().map_err(StartError::Workers)?;
         let listeners = Listeners {
             device: device_listener.map_or(Ok(Vec::new()), |socket| one_each(&socket, &device_workers))?,
+            device_tls: device_tls_listener.map_or(Ok(Vec::new()), |socket| one_each(&socket, &device_workers))?,
             control: one_each(&control_listener, &control_workers)?,
             http: http_listener,
             metrics: metrics_listener,
@@ -224,7 +240,7 @@ impl Server {
             listeners,
             device_workers,
             control_workers,
-            parts: Parts { config, hub, devices, control, door, http_tls, metrics, numbers, streams_end },
+            parts: Parts { config, hub, devices, device_tls, control, door, http_tls, metrics, numbers, streams_end },
             inbound,
             on_presence,
             watching,
@@ -288,26 +304,34 @@ impl ServerBuilder {
 fn door(config: &Config, watch: &mut FileWatch) -> Result<(Door, Secret), StartError> {
     let control = &config.control;
     let files = TlsFiles::of(control.tls_cert.as_ref(), control.tls_key.as_ref(), control.tls_client_ca.as_ref());
-    let tls = listener_tls(files, &[b"h2"], watch)?;
-    let (secrets, own) = if control.secrets.is_empty() {
+    let tls = listener_tls("control", files, &[b"h2"], watch)?;
+    let made_up = if control.secrets.is_empty() {
         let data_dir = config.data_dir();
         let made_up = state::control_secret(&data_dir, true)?.ok_or(StateError::NoSecret { path: data_dir })?;
-        Secrets::load(&[ControlSecret { name: "made-up".to_owned(), ..made_up.into() }], watch)?
+        Some([ControlSecret { name: "made-up".to_owned(), ..made_up.into() }])
     } else {
-        Secrets::load(&control.secrets, watch)?
+        None
     };
+    let secrets = made_up.as_ref().map_or(&control.secrets[..], |made_up| made_up);
+    let (secrets, own) =
+        Secrets::load(secrets, watch).map_err(|error| StartError::File { key: "control.secrets".to_owned(), error })?;
     Ok((Door::new(secrets, tls, control), own))
 }
 
-/// What a listener shows, read again when its files change.
+/// What a listener shows, read again when its files change. `section` is that of their keys.
 fn listener_tls(
+    section: &str,
     files: Option<TlsFiles>,
     protocols: &'static [&'static [u8]],
     watch: &mut FileWatch,
-) -> Result<Option<ServerTls>, FileError> {
+) -> Result<Option<ServerTls>, StartError> {
     let Some(files) = files else { return Ok(None) };
     let seen = Seen::now(files.paths());
-    let tls = ServerTls::load(files, protocols)?;
+    let tls = ServerTls::load(files.clone(), protocols).map_err(|error| {
+        let named = [("tls_key", Some(&files.key)), ("tls_client_ca", files.client_ca.as_ref())];
+        let name = named.iter().find(|(_, file)| *file == Some(&error.path)).map_or("tls_cert", |(name, _)| name);
+        StartError::File { key: format!("{section}.{name}"), error }
+    })?;
     let again = tls.clone();
     watch.add(seen, move || again.reload());
     Ok(Some(tls))
@@ -364,6 +388,7 @@ pub struct Bound {
 struct Listeners {
     /// The same socket, once for each thread that accepts from it.
     device: Vec<std::net::TcpListener>,
+    device_tls: Vec<std::net::TcpListener>,
     control: Vec<std::net::TcpListener>,
     http: std::net::TcpListener,
     metrics: Option<std::net::TcpListener>,
@@ -373,6 +398,7 @@ struct Parts {
     config: Config,
     hub: Hub,
     devices: Devices,
+    device_tls: Option<ServerTls>,
     control: Control,
     door: Door,
     http_tls: Option<ServerTls>,
@@ -461,9 +487,11 @@ impl Bound {
                 control::serve(listener, control, door, health, config, end)
             }));
         }
-        for (handle, listener) in device_workers.handles().zip(listeners.device) {
-            let devices = parts.devices.clone();
-            tokio::spawn(serve_on(handle.clone(), listener, |listener| device::serve(listener, devices)));
+        for (listeners, tls) in [(listeners.device, None), (listeners.device_tls, parts.device_tls.clone())] {
+            for (handle, listener) in device_workers.handles().zip(listeners) {
+                let (devices, tls) = (parts.devices.clone(), tls.clone());
+                tokio::spawn(serve_on(handle.clone(), listener, |listener| device::serve(listener, devices, tls)));
+            }
         }
         // Ends with this call, also where it is dropped.
         let telling = CancellationToken::new();
@@ -474,8 +502,8 @@ impl Bound {
         bound.cancel();
         tracing::info!(
             node = %parts.hub.cluster().name(), device = addresses.device.map(tracing::field::display),
-            control = %addresses.control, http = %addresses.http,
-            metrics = addresses.metrics.map(tracing::field::display), "listening"
+            device_tls = addresses.device_tls.map(tracing::field::display), control = %addresses.control,
+            http = %addresses.http, metrics = addresses.metrics.map(tracing::field::display), "listening"
         );
 
         stop.cancelled().await;
@@ -538,6 +566,7 @@ impl Parts {
             connections: 0,
             capacity,
             addresses: config::advertised(&self.config, addresses.device),
+            addresses_tls: config::advertised_tls(&self.config, addresses.device_tls),
         }
     }
 }

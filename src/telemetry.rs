@@ -18,10 +18,14 @@ use crate::model::{EndReason, PushStatus};
 #[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Arc<Registry>,
-    /// Sockets accepted on the device port.
+    /// Sockets accepted on the device ports.
     pub(crate) accepted: Counter,
     /// Of those, closed at once: over `device.max_connections`.
     pub(crate) over_limit: Counter,
+    /// Of those, closed since no PROXY header came that is taken.
+    pub(crate) proxy_header: Counter,
+    /// Of those, closed without a handshake of TLS.
+    pub(crate) handshake: Counter,
     /// Of those, closed before they had authenticated.
     pub(crate) unauthenticated: Counter,
     /// Connections that authenticated; pairs with `ended`.
@@ -151,7 +155,7 @@ impl Metrics {
             registry.register(name, help, counter.clone());
             counter
         };
-        let accepted = counter("device_sockets_accepted", "Sockets accepted on the device port");
+        let accepted = counter("device_sockets_accepted", "Sockets accepted on the device ports");
         let connections_opened = counter("connections_opened", "Connections that authenticated");
         let logins_slowed = counter("logins_slowed", "Logins held back, as connections of one uid replace each other");
         let frames = counter("device_frames", "Whole frames from devices");
@@ -169,7 +173,7 @@ impl Metrics {
             "device_sockets_dropped",
             "Sockets closed before they authenticated",
             "reason",
-            &["over_limit", "unauthenticated"],
+            &["over_limit", "unauthenticated", "proxy_header", "handshake"],
         );
         let ended = labelled(
             "connections_ended",
@@ -226,12 +230,14 @@ impl Metrics {
 
         let fixed = |counters: Vec<Counter>| counters.try_into().expect("one counter for each name");
         let [auth_success, auth_refused, auth_unavailable] = auth.try_into().expect("three names");
-        let [over_limit, unauthenticated] = dropped.try_into().expect("two names");
+        let [over_limit, unauthenticated, proxy_header, handshake] = dropped.try_into().expect("four names");
         let [frames_malformed, frames_too_large, frames_ignored] = bad.try_into().expect("three names");
         let [broadcast_sent, broadcast_full] = broadcast.try_into().expect("two names");
         Self {
             accepted,
             over_limit,
+            proxy_header,
+            handshake,
             unauthenticated,
             connections_opened,
             ended: Arc::new(ended.try_into().expect("one counter for each reason")),

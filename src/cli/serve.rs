@@ -66,7 +66,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Config(error) => error.into(),
-            StartError::File(error) => error.into(),
+            error @ StartError::File { .. } => Self::new(Exit::Usage, error.to_string()),
             other => Self::new(Exit::No, other.to_string()),
         }
     }

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 use super::fold::{Incarnation, Live};
+use crate::model::Transport;
 
 /// How long a grant counts as a connection: by then the device has come, and its node has told.
 const GRANT: Duration = Duration::from_secs(5);
@@ -26,6 +27,17 @@ pub(crate) struct Card {
     pub(crate) capacity: u32,
     /// Where devices connect, each "address:port".
     pub(crate) addresses: Vec<String>,
+    /// The same, over TLS.
+    pub(crate) addresses_tls: Vec<String>,
+}
+
+impl Card {
+    fn addresses(&self, transport: Transport) -> &[String] {
+        match transport {
+            Transport::Tcp => &self.addresses,
+            Transport::Tls => &self.addresses_tls,
+        }
+    }
 }
 
 /// Where this node has sent devices lately, which their nodes don't know yet.
@@ -58,14 +70,16 @@ impl Grants {
         }
     }
 
-    /// The node with the lowest load, one of them at random where several are close; counts it as a grant.
+    /// The node with the lowest load of those that take devices by `transport`, one of them at random where several are close; counts it as a grant.
     pub(crate) fn choose<'a>(
         &mut self,
         nodes: impl Iterator<Item = &'a Live>,
+        transport: Transport,
         now: Instant,
     ) -> Option<(String, &'a Live)> {
         self.expire(now);
-        let takes = |card: &&Card| card.ready && !card.draining && card.capacity > 0 && !card.addresses.is_empty();
+        let takes =
+            |card: &&Card| card.ready && !card.draining && card.capacity > 0 && !card.addresses(transport).is_empty();
         let loads = nodes.filter_map(|node| {
             let card = node.card.as_ref().filter(takes)?;
             let connections = f64::from(card.connections) + f64::from(self.of(node.incarnation));
@@ -76,7 +90,8 @@ impl Grants {
         loads.retain(|(load, ..)| *load <= lowest + LOAD_CLOSE);
         let (_, node, card) = loads.get(random_index(loads.len())?)?;
         self.add(node.incarnation, now);
-        let address = card.addresses.get(random_index(card.addresses.len())?)?;
+        let addresses = card.addresses(transport);
+        let address = addresses.get(random_index(addresses.len())?)?;
         Some((address.clone(), node))
     }
 }

@@ -148,7 +148,8 @@ section! {
         proxy_from: Vec<Network> = Vec::new(); Networks,
         /// Whether a frame's length is written with its low byte first: `false`, network order.
         little_endian: bool = false; Switch,
-        /// How long a device may take to authenticate, the authenticator's own time left out: 30 s, up to a day.
+        /// How long a device may take to authenticate, the authenticator's own time left out: 30 s, up to a day. It runs from
+        /// being accepted; behind a TLS handshake or a PROXY header, which have `handshake_timeout`, from their end.
         auth_timeout: Duration = Duration::from_secs(30); Span(TICK, DAY),
         /// How often it may try on one connection: 3, up to 1,000.
         auth_attempts: u32 = 3; Count(1, 1_000),

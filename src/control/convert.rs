@@ -7,7 +7,9 @@ use prost_types::Timestamp;
 use tonic::Status;
 
 use crate::{
-    model::{Millis, OfflineReason, PresenceEvent, Push, PushOutcome, PushStatus, Session, Uid, is_reserved},
+    model::{
+        Millis, OfflineReason, PresenceEvent, Push, PushOutcome, PushStatus, Session, Transport, Uid, is_reserved,
+    },
     proto,
 };
 
@@ -102,9 +104,10 @@ pub(super) fn ack_timeout(timeout: Option<prost_types::Duration>) -> Result<Opti
 }
 
 /// `transport`: empty, tcp or tls.
-pub(super) fn transport(text: &str) -> Result<(), Invalid> {
+pub(super) fn transport(text: &str) -> Result<Transport, Invalid> {
     match text {
-        "" | "tcp" | "tls" => Ok(()),
+        "" | "tcp" => Ok(Transport::Tcp),
+        "tls" => Ok(Transport::Tls),
         other => Err(Invalid(format!("transport: empty, \"tcp\" or \"tls\", this is {:?}", shortened(other)))),
     }
 }

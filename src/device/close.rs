@@ -15,6 +15,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Closes a session that has ended: what is due of its queue, the kick, the close.
 pub(super) async fn session<T: Transport>(devices: &Devices, connection: &Connection<T>, reason: EndReason) {
     if reason == EndReason::Closed {
+        connection.wire.say_end();
         return;
     }
     let with_pushes = match reason {
@@ -43,9 +44,12 @@ pub(super) async fn session<T: Transport>(devices: &Devices, connection: &Connec
 
 /// Writes the last frame, where there is one, and closes.
 pub(super) async fn last<T: Transport>(transport: &T, frame: Option<&[u8]>) {
-    if let Some(frame) = frame
-        && let Ok(Err(_)) = tokio::time::timeout(LAST_WORDS, write_all(transport, frame)).await
-    {
+    let written = tokio::time::timeout(LAST_WORDS, async {
+        write_all(transport, frame.unwrap_or_default()).await?;
+        transport.say_end();
+        flush(transport).await
+    });
+    if let Ok(Err(_)) = written.await {
         return;
     }
     part(transport).await;
@@ -57,7 +61,7 @@ async fn part<T: Transport>(transport: &T) {
     let _ = tokio::time::timeout(LAST_WORDS, discard(transport)).await;
 }
 
-/// Writes all of it.
+/// Writes all of it, to where nothing is held back.
 pub(super) async fn write_all<W: Wire>(wire: &W, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match wire.try_write(bytes) {
@@ -67,6 +71,21 @@ pub(super) async fn write_all<W: Wire>(wire: &W, mut bytes: &[u8]) -> io::Result
                 poll_fn(|cx| wire.poll_writable(cx)).await?;
             }
             Err(error) => return Err(error),
+        }
+    }
+    flush(wire).await
+}
+
+/// Hands on all that the wire holds back.
+pub(super) async fn flush<W: Wire>(wire: &W) -> io::Result<()> {
+    while wire.holds_back() {
+        match wire.try_flush() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                poll_fn(|cx| wire.poll_writable(cx)).await?;
+            }
+            done => {
+                done?;
+            }
         }
     }
     Ok(())

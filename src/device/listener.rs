@@ -8,9 +8,11 @@ use super::{
     Devices, close,
     handshake::{Failure, handshake},
     inbox::Inbox,
+    opening::{self, Opened},
     session::Session,
     transport::Transport,
 };
+use crate::{config::ProxyProtocol, tls::ServerTls};
 
 /// Pause after an accept that failed for want of descriptors or memory: there is nothing else to do about it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -33,8 +35,8 @@ pub(crate) fn tune(listener: &std::net::TcpListener) {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn tune(_: &std::net::TcpListener) {}
 
-/// Accepts devices on this thread until the node stops.
-pub(crate) async fn serve(listener: TcpListener, devices: Devices) {
+/// Accepts devices on this thread until the node stops; with `tls` on the TLS port.
+pub(crate) async fn serve(listener: TcpListener, devices: Devices, tls: Option<ServerTls>) {
     let stopping = devices.stopping.clone();
     loop {
         let accepted = tokio::select! {
@@ -43,7 +45,7 @@ pub(crate) async fn serve(listener: TcpListener, devices: Devices) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, remote)) => accept(stream, remote, &devices),
+            Ok((stream, remote)) => accept(stream, remote, &devices, tls.as_ref()),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::error!(%error, "accepting devices");
@@ -58,25 +60,47 @@ fn is_of_one_connection(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-fn accept(stream: TcpStream, remote: SocketAddr, devices: &Devices) {
+fn accept(stream: TcpStream, remote: SocketAddr, devices: &Devices, tls: Option<&ServerTls>) {
     devices.metrics.accepted.inc();
     if devices.is_full() {
         devices.metrics.over_limit.inc();
         return;
     }
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+    if !may_connect(devices, remote) {
+        devices.metrics.proxy_header.inc();
+        tracing::debug!(%remote, "not from device.proxy_from");
+        return;
+    }
     // Frames are small and go out whole: nothing is gained by waiting for more. It fails only on a dead socket.
     let _ = stream.set_nodelay(true);
-    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     let stranger = Stranger::new(devices);
     let tasks = &devices.tasks;
     let devices = devices.clone();
+    let tls = tls.map(ServerTls::config);
     tasks.spawn(async move {
         let tasks = devices.tasks.clone();
         // A task of its own: a handshake's room is large, and a session that lasts for days shall not carry it.
-        if let Some(session) = arrival(devices, stream, remote, stranger).await {
-            tasks.spawn(session.run());
+        match opening::open(&devices, stream, remote, tls).await {
+            Some(Opened::Plain(stream, remote)) => {
+                if let Some(session) = arrival(devices, stream, remote, stranger).await {
+                    tasks.spawn(session.run());
+                }
+            }
+            Some(Opened::Tls(stream, remote)) => {
+                if let Some(session) = arrival(devices, stream, remote, stranger).await {
+                    tasks.spawn(session.run());
+                }
+            }
+            None => {}
         }
     });
+}
+
+/// Where a balancer tells addresses, whoever isn't one could tell any.
+fn may_connect(devices: &Devices, remote: SocketAddr) -> bool {
+    devices.config.proxy_protocol == ProxyProtocol::Off
+        || devices.config.proxy_from.iter().any(|network| network.contains(remote.ip()))
 }
 
 /// One connection, from its first byte until it has authenticated; or to its last, where it doesn't.

@@ -20,6 +20,10 @@ pub(super) trait Transport: Wire + 'static {
     /// Reads what is there; 0 at the end of the stream.
     fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>>;
 
+    /// Says that nothing more comes, where the stream has a word for it; it is taken as what is written, so it is to be
+    /// flushed. What is read from now on is only to be thrown away.
+    fn say_end(&self) {}
+
     /// Tells the peer that nothing more comes.
     fn shut_write(&self);
 

@@ -32,6 +32,17 @@ pub(crate) trait Wire: Send + Sync {
 
     /// Ready once something can be written again. For the connection's own task alone.
     fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Whether some of what was taken still waits within the wire, which has sealed it and can't give it back. Nothing
+    /// more is taken until it has gone.
+    fn holds_back(&self) -> bool {
+        false
+    }
+
+    /// Hands on what is held back: how many bytes have gone, 0 where none waited; `WouldBlock` where none could go.
+    fn try_flush(&self) -> io::Result<usize> {
+        Ok(0)
+    }
 }
 
 /// Pieces handed to the wire at once; more saves no system call that counts.
@@ -222,7 +233,12 @@ impl<W: Wire + ?Sized> Connection<W> {
                 None
             }
             None => match self.wire.try_write(bytes) {
-                Ok(written) if written == bytes.len() => None,
+                Ok(written) if written == bytes.len() && !self.wire.holds_back() => None,
+                Ok(written) if written == bytes.len() => {
+                    // A queue without a frame: the wire itself has to be flushed, and is slow where it can't be.
+                    outbox.queue = Some(Box::new(Queue::new()));
+                    outbox.waker.take()
+                }
                 Ok(written) => {
                     let mut queue = Queue::new();
                     queue.push_bytes = bytes.len() - written;
@@ -284,10 +300,9 @@ impl<W: Wire + ?Sized> Connection<W> {
 
     /// Whether an `/auth/…` answer still waits: until it is written no frame is read.
     pub(crate) fn auth_answer_waits(&self) -> bool {
-        self.outbox()
-            .queue
-            .as_ref()
-            .is_some_and(|queue| queue.answers[Answer::Auth as usize].is_some() || queue.rest_is_answer())
+        let waits = |queue: &Box<Queue>| queue.answers[Answer::Auth as usize].is_some() || queue.rest_is_answer();
+        let outbox = self.outbox();
+        outbox.queue.as_ref().is_some_and(waits) || self.wire.holds_back()
     }
 
     /// Writes what waits, and sees to it that the calling task is woken when there is more to do: something was
@@ -302,9 +317,17 @@ impl<W: Wire + ?Sized> Connection<W> {
             Some(waker) if waker.will_wake(cx.waker()) => {}
             waker => *waker = Some(cx.waker().clone()),
         }
-        while let Some(queue) = &mut outbox.queue {
-            match queue.write_to(&self.wire) {
-                Ok(()) if queue.is_empty() => outbox.queue = None,
+        loop {
+            let holds_back = self.wire.holds_back();
+            let queue = match &mut outbox.queue {
+                Some(queue) if queue.is_empty() && !holds_back => {
+                    outbox.queue = None;
+                    return Flush::Idle;
+                }
+                None if !holds_back => return Flush::Idle,
+                queue => queue.get_or_insert_with(|| Box::new(Queue::new())),
+            };
+            match if holds_back { queue.flush(&self.wire) } else { queue.write_to(&self.wire) } {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => match self.wire.poll_writable(cx) {
                     Poll::Ready(Ok(())) => {}
@@ -314,7 +337,6 @@ impl<W: Wire + ?Sized> Connection<W> {
                 Err(_) => return Flush::Broken,
             }
         }
-        Flush::Idle
     }
 
     /// Decides that the connection has ended: nothing is taken from now on. Returns the waits that it leaves behind,
@@ -402,6 +424,14 @@ impl Queue {
         }
         self.progress = Instant::now();
         self.advance(written);
+        Ok(())
+    }
+
+    /// Hands on what the wire holds back.
+    fn flush<W: Wire + ?Sized>(&mut self, wire: &W) -> io::Result<()> {
+        if wire.try_flush()? > 0 {
+            self.progress = Instant::now();
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{Ack, Hub, Pushed};
 use crate::{
     cluster::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation},
-    model::{EndReason, NodeName, Push, PushOutcome, PushStatus, Session, Uid},
+    model::{EndReason, NodeName, Push, PushOutcome, PushStatus, Session, Transport, Uid},
 };
 
 /// A push that other nodes have to be asked about.
@@ -157,8 +157,8 @@ impl Hub {
     }
 
     /// Where a device should connect now by this transport, and which node that is.
-    pub(crate) fn choose_host(&self, transport: &str) -> Option<(String, NodeName)> {
-        if transport == "tls" { None } else { self.0.cluster.choose_host() }
+    pub(crate) fn choose_host(&self, transport: Transport) -> Option<(String, NodeName)> {
+        self.0.cluster.choose_host(transport)
     }
 
     /// Does what other nodes ask, and what the presence log decides, until the node leaves.

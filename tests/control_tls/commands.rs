@@ -144,15 +144,15 @@ async fn a_certificate_that_cannot_be_used_stops_the_start_with_one_line() {
     let garbage = home.write("garbage.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let (cert, key, ca) = (pair.cert.display(), pair.key.display(), authority.ca());
     for (cert, key, ca, begins) in [
-        ("missing.pem", &*key.to_string(), None, "missing.pem: can't be read: "),
-        (&bad, &key.to_string(), None, "bad.pem: holds no certificate in PEM"),
-        (&garbage, &key.to_string(), None, "garbage.pem: no certificate for "),
-        (&key.to_string(), &key.to_string(), None, "server.key: holds no certificate in PEM"),
-        (&cert.to_string(), &cert.to_string(), None, "server.pem: holds no private key in PEM"),
-        (&cert.to_string(), &other.key.display().to_string(), None, "server.pem: no certificate for "),
-        (&cert.to_string(), &key.to_string(), Some("missing.pem"), "missing.pem: can't be read: "),
-        (&cert.to_string(), &key.to_string(), Some(&*bad), "bad.pem: holds no certificate in PEM"),
-        (&cert.to_string(), &key.to_string(), Some(&*key.to_string()), "server.key: holds no certificate in PEM"),
+        ("missing.pem", &*key.to_string(), None, "missing.pem\": can't be read: "),
+        (&bad, &key.to_string(), None, "bad.pem\": holds no certificate in PEM"),
+        (&garbage, &key.to_string(), None, "garbage.pem\": no certificate for "),
+        (&key.to_string(), &key.to_string(), None, "server.key\": holds no certificate in PEM"),
+        (&cert.to_string(), &cert.to_string(), None, "server.pem\": holds no private key in PEM"),
+        (&cert.to_string(), &other.key.display().to_string(), None, "server.pem\": no certificate for "),
+        (&cert.to_string(), &key.to_string(), Some("missing.pem"), "missing.pem\": can't be read: "),
+        (&cert.to_string(), &key.to_string(), Some(&*bad), "bad.pem\": holds no certificate in PEM"),
+        (&cert.to_string(), &key.to_string(), Some(&*key.to_string()), "server.key\": holds no certificate in PEM"),
     ] {
         let sections: &[&str] = if ca.is_some() { &["control"] } else { &["control", "http"] };
         for section in sections {

@@ -3,7 +3,7 @@
 use tokio::time::{Instant, advance};
 
 use super::*;
-use crate::model::{PushOutcome, PushStatus, Session};
+use crate::model::{PushOutcome, PushStatus, Session, Transport};
 
 fn pair() -> (LocalLog, (Cluster, Inbox), (Cluster, Inbox)) {
     let log = Clock::default().log();
@@ -17,7 +17,14 @@ fn push(text: &str) -> ForwardedPush {
 }
 
 fn card(connections: u32, capacity: u32, address: &str) -> Card {
-    Card { ready: true, draining: false, connections, capacity, addresses: vec![address.into()] }
+    Card {
+        ready: true,
+        draining: false,
+        connections,
+        capacity,
+        addresses: vec![address.into()],
+        addresses_tls: Vec::new(),
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -198,10 +205,10 @@ async fn many_are_looked_up_in_order() {
 #[tokio::test(start_paused = true)]
 async fn a_device_is_sent_to_the_ready_node_with_the_lowest_load() {
     let (_log, (a, _a_inbox), (b, _b_inbox)) = pair();
-    assert_eq!(a.choose_host(), None);
+    assert_eq!(a.choose_host(Transport::Tcp), None);
     a.announce(card(50, 100, "a:1"));
     b.announce(card(400, 1_000, "b:1"));
-    assert_eq!(a.choose_host(), Some(("b:1".into(), name("b"))));
+    assert_eq!(a.choose_host(Transport::Tcp), Some(("b:1".into(), name("b"))));
     for bad in [
         Card { ready: false, ..card(0, 1_000, "b:1") },
         Card { draining: true, ..card(0, 1_000, "b:1") },
@@ -209,17 +216,17 @@ async fn a_device_is_sent_to_the_ready_node_with_the_lowest_load() {
         card(0, 0, "b:1"),
     ] {
         b.announce(bad);
-        assert_eq!(a.choose_host(), Some(("a:1".into(), name("a"))));
+        assert_eq!(a.choose_host(Transport::Tcp), Some(("a:1".into(), name("a"))));
     }
     b.leave();
     a.announce(Card { draining: true, ..card(0, 100, "a:1") });
-    assert_eq!(a.choose_host(), None);
+    assert_eq!(a.choose_host(Transport::Tcp), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn loads_within_two_percent_share_the_devices() {
     let (_log, (a, _a_inbox), (b, _b_inbox)) = pair();
-    let granted = |count: usize| (0..count).filter(|_| a.choose_host().unwrap().1 == name("b")).count();
+    let granted = |count: usize| (0..count).filter(|_| a.choose_host(Transport::Tcp).unwrap().1 == name("b")).count();
     a.announce(card(500_000, 1_000_000, "a:1"));
     b.announce(card(515_000, 1_000_000, "b:1"));
     let shared = granted(100);
@@ -233,7 +240,7 @@ async fn what_was_granted_counts_for_five_seconds() {
     let (_log, (a, _a_inbox), (b, _b_inbox)) = pair();
     a.announce(card(0, 100, "a:1"));
     b.announce(card(50, 100, "b:1"));
-    let granted = |count: usize| (0..count).filter(|_| a.choose_host().unwrap().1 == name("b")).count();
+    let granted = |count: usize| (0..count).filter(|_| a.choose_host(Transport::Tcp).unwrap().1 == name("b")).count();
     assert_eq!(granted(45), 0);
     let both = granted(40);
     assert!((5..=35).contains(&both), "{both}");

@@ -10,7 +10,7 @@ mod presence;
 pub use self::{
     backoff::Backoff,
     control::{Control, ControlOptions, Responses},
-    device::{AuthAnswer, Device, DeviceOptions, Event, Heartbeats, LoginError, Welcome},
+    device::{AuthAnswer, Device, DeviceOptions, DeviceStream, DeviceTls, Event, Heartbeats, LoginError, Welcome},
     error::{CallError, ConnectError},
     presence::{Follower, Update},
 };

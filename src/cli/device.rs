@@ -13,7 +13,7 @@ use super::{
     output::{complain, shown},
 };
 use crate::{
-    client::{Backoff, Device, DeviceOptions, Event, LoginError},
+    client::{Backoff, Device, DeviceOptions, DeviceTls, Event, LoginError},
     device::frame::{self, ByteOrder},
 };
 
@@ -31,9 +31,16 @@ pub(super) struct DeviceArgs {
     /// What it authenticates with
     #[arg(long)]
     credential: Option<String>,
-    /// The gateway's address for devices, HOST:PORT [default: device.listen of the configuration]
+    /// The gateway's address for devices, HOST:PORT [default: device.listen of the configuration; with --tls
+    /// device.tls_listen]
     #[arg(long, value_name = "ADDRESS")]
     connect: Option<String>,
+    /// Connect by TLS
+    #[arg(long)]
+    tls: bool,
+    /// A PEM file with the certificates that sign the gateway's [default: the system's]
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    ca: Option<PathBuf>,
     /// Answer each push with its own body
     #[arg(long)]
     echo: bool,
@@ -75,6 +82,9 @@ pub(super) async fn device(args: DeviceArgs, config: Option<PathBuf>) -> Result<
     let (address, order) = args.address(config)?;
     let mut options = DeviceOptions::new(args.credential.or(args.uid).expect("one of both is required"));
     (options.v2, options.order) = (!args.v1, order);
+    if args.tls {
+        options.tls = Some(DeviceTls { server_name: host_of(&address).to_owned(), ca: args.ca });
+    }
     let mut output = Output::stdout(args.json);
     let mut backoff = Backoff::default();
     let mut was_connected = false;
@@ -120,22 +130,32 @@ impl DeviceArgs {
             return Ok((address.clone(), order(false)));
         }
         let config = gateway::load(config)?.device;
-        let address = match (&self.connect, &config.listen) {
+        let (key, listen) = match self.tls {
+            false => ("device.listen", &config.listen),
+            true => ("device.tls_listen", &config.tls_listen),
+        };
+        let address = match (&self.connect, listen) {
             (Some(address), _) => address.clone(),
-            (None, Some(listen)) => gateway::reachable("device.listen", listen)?,
+            (None, Some(listen)) => gateway::reachable(key, listen)?,
             (None, None) => {
-                return Err(Failure::new(Exit::Usage, "device.listen is empty: name an address by --connect"));
+                return Err(Failure::new(Exit::Usage, format!("{key} is empty: name an address by --connect")));
             }
         };
         Ok((address, order(config.little_endian)))
     }
 }
 
+/// The host of an address: what the gateway's certificate must be for.
+fn host_of(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
 /// What ends the command at once; none: another try may help.
 fn exit(error: &LoginError) -> Option<Exit> {
     match error {
         LoginError::Refused => Some(Exit::Refused),
-        LoginError::Protocol(_) => Some(Exit::Usage),
+        LoginError::Protocol(_) | LoginError::File(_) | LoginError::ServerName(_) => Some(Exit::Usage),
         LoginError::Unavailable | LoginError::Closed | LoginError::TimedOut(_) | LoginError::Io(_) => None,
     }
 }

@@ -2,6 +2,7 @@
 
 mod event;
 mod login;
+mod stream;
 
 use std::{
     future::poll_fn,
@@ -15,7 +16,6 @@ use bytes::{Buf, BytesMut};
 use futures_util::Stream;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 use tokio_util::codec::{Encoder, FramedRead};
@@ -23,6 +23,7 @@ use tokio_util::codec::{Encoder, FramedRead};
 pub use self::{
     event::{AuthAnswer, Event, Welcome},
     login::LoginError,
+    stream::{DeviceStream, DeviceTls},
 };
 use crate::device::{
     codec::{CodecError, FrameCodec, OwnedMessage},
@@ -52,6 +53,8 @@ pub struct DeviceOptions {
     /// The longest message that it takes, in bytes. Default: 16 MiB, more than a control plane can push. Nothing is
     /// allocated before it has come.
     pub frame_bytes_max: usize,
+    /// Whether it connects by TLS, to the gateway's `device.tls_listen`. Default: none, plain TCP.
+    pub tls: Option<DeviceTls>,
 }
 
 /// When a device sends heartbeats by itself.
@@ -77,13 +80,21 @@ impl DeviceOptions {
             heartbeats: Heartbeats::default(),
             timeout: Duration::from_secs(40),
             frame_bytes_max: 16 << 20,
+            tls: None,
         }
+    }
+
+    /// Connects by TLS.
+    #[must_use]
+    pub fn tls(mut self, tls: DeviceTls) -> Self {
+        self.tls = Some(tls);
+        self
     }
 }
 
 /// An authenticated connection. It is closed when this is dropped.
 #[derive(Debug)]
-pub struct Device<S = TcpStream> {
+pub struct Device<S = DeviceStream> {
     input: FramedRead<S, FrameCodec>,
     /// Frames that the socket has not taken yet.
     output: BytesMut,

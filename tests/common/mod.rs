@@ -10,6 +10,7 @@ pub mod known;
 pub mod link;
 pub mod process;
 pub mod pushing;
+pub mod tls_device;
 pub mod watch;
 
 use std::{future::Future, net::SocketAddr, time::Duration};
@@ -22,7 +23,7 @@ use plex::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     task::JoinHandle,
     time::timeout,
@@ -207,8 +208,8 @@ impl Message {
 }
 
 /// A device that speaks bytes.
-pub struct TestDevice {
-    pub stream: TcpStream,
+pub struct TestDevice<S = TcpStream> {
+    pub stream: S,
     pub little_endian: bool,
 }
 
@@ -246,7 +247,9 @@ impl TestDevice {
         assert_eq!(answer.uri, "/auth/success", "{answer:?}");
         device
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> TestDevice<S> {
     pub async fn auth_v1(&mut self, credential: &str) {
         self.send(&json!({"uri": "/auth/server", "body": credential}).to_string()).await;
     }
@@ -280,7 +283,11 @@ impl TestDevice {
 
     /// These bytes, and nothing around them.
     pub async fn send_bytes(&mut self, bytes: &[u8]) {
-        timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the gateway reads").expect("it is connected");
+        let send = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        timeout(PATIENCE, send).await.expect("the gateway reads").expect("it is connected");
     }
 
     pub fn frame(&self, message: &[u8]) -> Vec<u8> {

@@ -10,10 +10,10 @@ use tokio::{
 };
 
 use super::{
-    AuthAnswer, Device, DeviceOptions,
+    AuthAnswer, Device, DeviceOptions, DeviceStream,
     event::{self, Body},
 };
-use crate::device::codec::CodecError;
+use crate::{device::codec::CodecError, files::FileError};
 
 /// Why a device isn't connected.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +33,12 @@ pub enum LoginError {
     /// Nobody is there, or the connection broke.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// The file of certificates can't be used.
+    #[error(transparent)]
+    File(FileError),
+    /// What the gateway's certificate is to have is neither a name nor an IP address.
+    #[error("{0:?} is neither a name nor an IP address")]
+    ServerName(String),
     /// One side didn't understand the other.
     #[error("{0}")]
     Protocol(String),
@@ -58,6 +64,10 @@ impl Device {
         let connecting = async {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
+            let stream = match &options.tls {
+                None => DeviceStream::Plain(stream),
+                Some(tls) => DeviceStream::Tls(Box::new(tls.connect(stream).await?)),
+            };
             authenticated(stream, &options).await
         };
         timeout(limit, connecting).await.map_err(|_| LoginError::TimedOut(limit))?
@@ -65,7 +75,7 @@ impl Device {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Device<S> {
-    /// As [`Device::connect`], over a connection made otherwise.
+    /// As [`Device::connect`], over a connection made otherwise; [`DeviceOptions::tls`] isn't looked at.
     ///
     /// # Errors
     ///

@@ -3,8 +3,9 @@
 mod auth;
 mod ends;
 mod pace;
-mod pipe;
+pub(super) mod pipe;
 mod size;
+mod tls;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

@@ -9,6 +9,8 @@
 //! order: an outbox, then this.
 
 mod core;
+#[cfg(test)]
+pub(super) mod tests;
 
 use std::{
     cell::RefCell,
@@ -79,7 +81,12 @@ impl<T: Transport> Tls<T> {
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().expect("nothing panics while it holds the state of TLS")
+        self.core.lock().unwrap_or_else(|poisoned| {
+            // Only this connection is lost, not the threads that push to it.
+            let mut core = poisoned.into_inner();
+            core.fail();
+            core
+        })
     }
 
     /// Reads once, and opens what has come whole: into `buffer`, what doesn't fit is kept. How many bytes `buffer` got.

@@ -119,13 +119,13 @@ impl Drop for End {
 }
 
 /// The gateway's end.
-pub(super) struct Near(End);
+pub(in crate::device) struct Near(End);
 
 /// The device's end.
-pub(super) struct Far(End);
+pub(in crate::device) struct Far(End);
 
 /// A pipe that holds `room` bytes on the way to the device.
-pub(super) fn pipe(room: usize) -> (Near, Far) {
+pub(in crate::device) fn pipe(room: usize) -> (Near, Far) {
     let (to_device, to_gateway) = (Shared::new(room), Shared::new(64 * 1024));
     let near = End { input: to_gateway.clone(), output: to_device.clone() };
     (Near(near), Far(End { input: to_device, output: to_gateway }))

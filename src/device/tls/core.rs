@@ -59,12 +59,22 @@ impl Core {
         self.failed
     }
 
+    /// Nothing is read or written any more.
+    pub(super) fn fail(&mut self) {
+        self.failed = true;
+    }
+
     pub(super) fn has_said_end(&self) -> bool {
         self.said_end
     }
 
     pub(super) fn text_bytes(&self) -> usize {
         self.text.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.incoming.capacity() + self.text.capacity() + self.outgoing.capacity()
     }
 
     /// Hands over text that was kept.
@@ -99,9 +109,13 @@ impl Core {
             self.advance_kept(records, &mut keep, None)
         };
         self.text = text;
+        if result.is_err() {
+            self.incoming = Vec::new();
+        }
         result?;
         if self.incoming.len() > RECORD_BYTES_MAX {
-            self.failed = true;
+            self.fail();
+            self.incoming = Vec::new();
             return Err(Error::General("a message of the handshake is too long".to_owned()));
         }
         Ok(filled)
@@ -203,13 +217,12 @@ impl Core {
         }
     }
 
-    /// What the peer is told of a failure.
+    /// What the peer is told of a failure. (Nothing more is opened: rustls fails a second time by a panic.)
     fn last_words(&mut self, incoming: &mut [u8], records: &mut Vec<u8>) {
-        while let Ok(ConnectionState::EncodeTlsData(mut data)) = self.connection.process_tls_records(incoming).state {
-            if encode(&mut data, records).is_err() {
-                return;
-            }
-        }
+        while self.connection.wants_write()
+            && let Ok(ConnectionState::EncodeTlsData(mut data)) = self.connection.process_tls_records(incoming).state
+            && encode(&mut data, records).is_ok()
+        {}
     }
 }
 

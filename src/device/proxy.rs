@@ -72,3 +72,97 @@ fn told(header: &Header<'_>) -> Result<Option<SocketAddr>, HeaderError> {
         _ => Err(HeaderError::Unusable("it tells of something other than TCP")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::device::tests::pipe::pipe;
+
+    const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+    const IPV4: &[u8] = &[192, 0, 2, 7, 198, 51, 100, 1, 0xc3, 0x50, 0x25, 0x6a];
+
+    /// A header of these parts.
+    fn header(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(rest.len()).unwrap().to_be_bytes();
+        [SIGNATURE, &[command, family], &length, rest].concat()
+    }
+
+    /// What is made of these bytes, and what is left of them. At their end the stream ends.
+    async fn taken(bytes: &[u8]) -> (Result<Option<SocketAddr>, HeaderError>, usize) {
+        let (near, mut far) = pipe(1_000);
+        far.write_all(bytes).await.unwrap();
+        drop(far);
+        let read = read(&near).await;
+        let mut left = 0;
+        loop {
+            let mut buffer = [0; 1_000];
+            match poll_fn(|cx| near.poll_read(cx, &mut buffer)).await {
+                Ok(1..) if left > 100_000 => unreachable!(),
+                Ok(0) | Err(_) => return (read, left),
+                Ok(count) => left += count,
+            }
+        }
+    }
+
+    async fn told(bytes: &[u8]) -> Option<String> {
+        let (read, left) = taken(&[bytes, b"frame"].concat()).await;
+        assert_eq!(left, 5, "not a byte more is read than the header");
+        read.unwrap().map(|address| address.to_string())
+    }
+
+    #[tokio::test]
+    async fn the_address_of_the_device_is_told() {
+        assert_eq!(told(&header(0x21, 0x11, IPV4)).await.unwrap(), "192.0.2.7:50000");
+        let mut ipv6 = [0; 36];
+        (ipv6[0], ipv6[1], ipv6[15], ipv6[33]) = (0x20, 0x01, 9, 80);
+        assert_eq!(told(&header(0x21, 0x21, &ipv6)).await.unwrap(), "[2001::9]:80");
+        // An IPv4 address in the form of the other.
+        let mut mapped = [0; 36];
+        mapped[10..16].copy_from_slice(&[255, 255, 192, 0, 2, 7]);
+        assert_eq!(told(&header(0x21, 0x21, &mapped)).await.unwrap(), "192.0.2.7:0");
+        // With what else the balancer tells.
+        let more = [IPV4, &[1, 0, 2, b'h', b'2', 4, 0, 0]].concat();
+        assert_eq!(told(&header(0x21, 0x11, &more)).await.unwrap(), "192.0.2.7:50000");
+        let full = [IPV4, &[4, 0x0f, 0xe1], &[0; 4_065]].concat();
+        assert_eq!(told(&header(0x21, 0x11, &full)).await.unwrap(), "192.0.2.7:50000");
+    }
+
+    #[tokio::test]
+    async fn the_balancers_own_connections_keep_their_address() {
+        assert_eq!(told(&header(0x20, 0x00, &[])).await, None);
+        assert_eq!(told(&header(0x20, 0x11, IPV4)).await, None);
+        assert_eq!(told(&header(0x21, 0x00, &[])).await, None);
+    }
+
+    #[tokio::test]
+    async fn no_other_header_is_taken() {
+        let large = [IPV4, &[4, 0x0f, 0xe2], &[0; 4_066]].concat();
+        let bad: [(&str, Vec<u8>); 12] = [
+            ("version 1", b"PROXY TCP4 192.0.2.7 198.51.100.1 50000 9578\r\n".to_vec()),
+            ("a frame", b"\0\0\0\x14{\"uri\":\"/heartbeat\"}".to_vec()),
+            ("a ClientHello", [&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 40]].concat()),
+            ("version 3", header(0x31, 0x11, IPV4)),
+            ("a command that nobody knows", header(0x22, 0x11, IPV4)),
+            ("UDP", header(0x21, 0x12, IPV4)),
+            ("UNIX", header(0x21, 0x31, &[0; 216])),
+            ("TCP over nothing", header(0x21, 0x01, &[])),
+            ("addresses cut", header(0x21, 0x11, &IPV4[..11])),
+            ("a TLV cut", header(0x21, 0x11, &[IPV4, &[1, 0, 9, 1]].concat())),
+            ("a TLV without length", header(0x21, 0x11, &[IPV4, &[1]].concat())),
+            ("one byte more than 4 KiB", header(0x21, 0x11, &large)),
+        ];
+        for (what, bytes) in bad {
+            let (read, left) = taken(&bytes).await;
+            let error = read.expect_err(what);
+            assert!(!matches!(error, HeaderError::Ended(_)), "{what}: {error}");
+            assert!(bytes.len() - left <= 256, "{what}: {} bytes are read", bytes.len() - left);
+        }
+        let good = header(0x21, 0x11, IPV4);
+        for cut in 0..good.len() {
+            let (read, _) = taken(&good[..cut]).await;
+            assert!(matches!(read, Err(HeaderError::Ended(_))), "cut at {cut}");
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! cargo bench --bench cost                          both, as the README shows them
 //! cargo bench --bench cost -- memory --devices 15000
 //! cargo bench --bench cost -- push --devices 10000 --seconds 10 --rounds 3
+//! cargo bench --bench cost -- --tls                 devices that come by TLS beside those that don't, in one table
 //! ```
 //!
 //! The gateway is the `plex` binary in a process of its own; devices and the backend share one thread of another; the
@@ -23,7 +24,11 @@ use std::{
 };
 
 use plex::proto::{PushRequest, PushStatus, PushStreamRequest};
-use support::{Arguments, Child, Gateway, cpu_of, devices, median, resident_of};
+use support::{
+    Arguments, Child, Gateway, cpu_of,
+    devices::{self, Route},
+    median, resident_of,
+};
 
 /// As in a chat or a price feed.
 const BODY_BYTES: usize = 64;
@@ -34,35 +39,73 @@ const AHEAD: u64 = 8_000;
 fn main() {
     let arguments = Arguments::read();
     match arguments.word(0) {
+        what @ (None | Some("memory" | "push")) if arguments.has("tls") => tls(what, &arguments),
         Some("floor") => floor(arguments.number("devices", 0)),
-        Some("memory") => memory(&arguments),
+        Some("memory") => {
+            memory(&arguments, PLAIN);
+        }
         Some("push") => push(&arguments),
         None => {
-            memory(&arguments);
+            memory(&arguments, PLAIN);
             push(&arguments);
         }
         Some(other) => panic!("{other}: memory, push, or nothing for both"),
     }
 }
 
+/// By which of a gateway's ports devices come.
+type By = fn(&Gateway) -> &Route;
+
+const PLAIN: By = |gateway| &gateway.plain;
+const TLS: By = |gateway| &gateway.tls;
+
+/// Devices by TLS beside plain ones.
+fn tls(what: Option<&str>, arguments: &Arguments) {
+    let mut rows = Vec::new();
+    if what != Some("push") {
+        let (plain, tls) = (memory(arguments, PLAIN), memory(arguments, TLS));
+        rows.push(("bytes per idle device", plain.0, tls.0));
+        rows.push(("after all have reconnected", plain.1, tls.1));
+    }
+    if what != Some("memory") {
+        let count = arguments.number("devices", 10_000);
+        let seconds = arguments.number("seconds", 10) as u64;
+        let per_message = arguments.number("batch", 1);
+        let rounds: Vec<_> = (0..arguments.number("rounds", 3))
+            .map(|_| (gateway_round(PLAIN, count, seconds, per_message), gateway_round(TLS, count, seconds, per_message)))
+            .collect();
+        let (plain, tls): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
+        let cpu = |rounds: &[(f64, f64)]| median(rounds.iter().map(|round| round.0));
+        let rate = |rounds: &[(f64, f64)]| median(rounds.iter().map(|round| round.1));
+        rows.push(("µs CPU a push", cpu(&plain), cpu(&tls)));
+        rows.push(("pushes/s", rate(&plain), rate(&tls)));
+    }
+    println!("\n| | plain | TLS 1.3 | ratio |\n| --- | --- | --- | --- |");
+    for (what, plain, tls) in rows {
+        println!("| {what} | {plain:.1} | {tls:.1} | {:.2} |", tls / plain);
+    }
+}
+
 /// Bytes of resident memory per idle device: the slope from 1,000 devices to all, and once they have all reconnected.
-fn memory(arguments: &Arguments) {
+fn memory(arguments: &Arguments, by: By) -> (f64, f64) {
     let (few, many) = (1_000, arguments.number("devices", 15_000));
     let gateway = Gateway::start(&[]);
     let mut held = devices::Devices::default();
     support::runtime().block_on(async {
-        held.connect(gateway.device, 0..few).await;
+        held.connect(by(&gateway), 0..few).await;
         let before = settled(&gateway);
-        held.connect(gateway.device, few..many).await;
+        held.connect(by(&gateway), few..many).await;
         let after = settled(&gateway);
         println!("resident with {few} devices: {} KiB, with {many}: {} KiB", before / 1024, after / 1024);
-        println!("bytes per idle device: {:.0}", (after - before) as f64 / (many - few) as f64);
+        let per_device = |resident: u64| resident.saturating_sub(before) as f64 / (many - few) as f64;
+        println!("bytes per idle device: {:.0}", per_device(after));
         held.close_all();
         gateway.wait_for_connections(0).await;
-        held.connect(gateway.device, 0..many).await;
+        held.connect(by(&gateway), 0..many).await;
         let again = settled(&gateway);
-        println!("after all have reconnected: {:.0}", again.saturating_sub(before) as f64 / (many - few) as f64);
-    });
+        println!("after all have reconnected: {:.0}", per_device(again));
+        (per_device(after), per_device(again))
+    })
 }
 
 /// The resident set once it stands still.
@@ -85,7 +128,7 @@ fn push(arguments: &Arguments) {
     let per_message = arguments.number("batch", 1);
     let mut rounds = Vec::new();
     for round in 1..=arguments.number("rounds", 3) {
-        let (gateway_us, gateway_rate) = gateway_round(count, seconds, per_message);
+        let (gateway_us, gateway_rate) = gateway_round(PLAIN, count, seconds, per_message);
         let (floor_us, floor_rate) = floor_round(count, seconds);
         println!(
             "round {round}: gateway {gateway_us:.2} µs a push, {gateway_rate:.0}/s; floor {floor_us:.2} µs a write, \
@@ -100,7 +143,7 @@ fn push(arguments: &Arguments) {
     println!("median: gateway {gateway:.2} µs CPU a push, floor {floor:.2} µs a write, ratio {ratio:.2}");
 }
 
-fn gateway_round(count: usize, seconds: u64, per_message: usize) -> (f64, f64) {
+fn gateway_round(by: By, count: usize, seconds: u64, per_message: usize) -> (f64, f64) {
     let gateway = Gateway::start(&[]);
     let (sent, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -108,7 +151,7 @@ fn gateway_round(count: usize, seconds: u64, per_message: usize) -> (f64, f64) {
         let (gateway, sent, stop) = (&gateway, &sent, &stop);
         scope.spawn(move || {
             support::runtime().block_on(async {
-                let _received = devices::read_all(gateway.device, count, devices::Speak::Plex).await;
+                let _received = devices::read_all(by(gateway), count, devices::Speak::Plex).await;
                 ready.send(()).expect("somebody waits");
                 backend(gateway, count, per_message, sent, stop).await;
             });
@@ -169,7 +212,7 @@ fn floor_round(count: usize, seconds: u64) -> (f64, f64) {
         .expect("it can be run again");
     let mut child = Child::new(child);
     let address: SocketAddr = child.line().parse().expect("its address");
-    let received = devices::Reader::start(address, count, devices::Speak::Nothing);
+    let received = devices::Reader::start(Route::plain(address), count, devices::Speak::Nothing);
     // What it has written is read from the devices' side: every byte arrives.
     let frame = frame().len() as u64;
     measure(child.pid(), seconds, || received.bytes() / frame, || {})

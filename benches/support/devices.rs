@@ -12,10 +12,13 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
+use plex::client::DeviceStream;
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
 };
+use tokio_rustls::TlsConnector;
 
 /// Devices that log in at a time.
 const AT_A_TIME: usize = 200;
@@ -30,6 +33,23 @@ pub fn uid(number: usize) -> String {
     format!("device-{number:06}")
 }
 
+/// Where devices connect, and how.
+#[derive(Clone)]
+pub struct Route {
+    address: SocketAddr,
+    tls: Option<TlsConnector>,
+}
+
+impl Route {
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, tls: None }
+    }
+
+    pub fn tls(address: SocketAddr, trust: Arc<ClientConfig>) -> Self {
+        Self { address, tls: Some(trust.into()) }
+    }
+}
+
 /// What devices say at the start.
 #[derive(Clone, Copy)]
 pub enum Speak {
@@ -41,11 +61,11 @@ pub enum Speak {
 
 /// Idle devices.
 #[derive(Default)]
-pub struct Devices(Vec<TcpStream>);
+pub struct Devices(Vec<DeviceStream>);
 
 impl Devices {
-    pub async fn connect(&mut self, address: SocketAddr, numbers: Range<usize>) {
-        let logins = stream::iter(numbers).map(|number| login(address, number, Speak::Plex));
+    pub async fn connect(&mut self, route: &Route, numbers: Range<usize>) {
+        let logins = stream::iter(numbers).map(|number| login(route, number, Speak::Plex));
         let mut logins = logins.buffer_unordered(AT_A_TIME);
         while let Some(device) = logins.next().await {
             self.0.push(device);
@@ -57,12 +77,19 @@ impl Devices {
     }
 }
 
-async fn login(address: SocketAddr, number: usize, speak: Speak) -> TcpStream {
+async fn login(route: &Route, number: usize, speak: Speak) -> DeviceStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     let made = MADE.fetch_add(1, Relaxed) as usize;
     let source = Ipv4Addr::new(127, 0, 0, 1 + u8::try_from(made / PER_SOURCE).expect("few sources"));
     socket.bind(SocketAddr::new(IpAddr::V4(source), 0)).expect("a port");
-    let mut stream = socket.connect(address).await.expect("it takes devices");
+    let stream = socket.connect(route.address).await.expect("it takes devices");
+    let mut stream = match &route.tls {
+        None => DeviceStream::Plain(stream),
+        Some(connector) => {
+            let name = ServerName::try_from("localhost").expect("a name");
+            DeviceStream::Tls(Box::new(connector.connect(name, stream).await.expect("a handshake")))
+        }
+    };
     if let Speak::Plex = speak {
         let message = format!(r#"{{"uri":"/auth/server","body":"{}"}}"#, uid(number));
         let length = u32::try_from(message.len()).expect("it is short");
@@ -84,13 +111,13 @@ pub struct Reader {
 
 impl Reader {
     /// Returns once all have logged in.
-    pub fn start(address: SocketAddr, count: usize, speak: Speak) -> Self {
+    pub fn start(route: Route, count: usize, speak: Speak) -> Self {
         let (bytes, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (ready, wait) = mpsc::channel();
         let (counted, stopped) = (Arc::clone(&bytes), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             super::runtime().block_on(async {
-                read_into(address, count, speak, &counted).await;
+                read_into(&route, count, speak, &counted).await;
                 ready.send(()).expect("somebody waits");
                 while !stopped.load(Relaxed) {
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -117,17 +144,27 @@ impl Drop for Reader {
 }
 
 /// Devices that read all that comes, on this thread; gives how much.
-pub async fn read_all(address: SocketAddr, count: usize, speak: Speak) -> Arc<AtomicU64> {
+pub async fn read_all(route: &Route, count: usize, speak: Speak) -> Arc<AtomicU64> {
     let counted = Arc::new(AtomicU64::new(0));
-    read_into(address, count, speak, &counted).await;
+    read_into(route, count, speak, &counted).await;
     counted
 }
 
-async fn read_into(address: SocketAddr, count: usize, speak: Speak, counted: &Arc<AtomicU64>) {
-    let logins = stream::iter(0..count).map(|number| login(address, number, speak));
+async fn read_into(route: &Route, count: usize, speak: Speak, counted: &Arc<AtomicU64>) {
+    let logins = stream::iter(0..count).map(|number| login(route, number, speak));
     let devices: Vec<_> = logins.buffer_unordered(AT_A_TIME).collect().await;
     for device in devices {
-        tokio::spawn(read(device, Arc::clone(counted)));
+        match device {
+            DeviceStream::Plain(stream) => tokio::spawn(read(stream, Arc::clone(counted))),
+            tls => tokio::spawn(read_tls(tls, Arc::clone(counted))),
+        };
+    }
+}
+
+async fn read_tls(mut stream: DeviceStream, counted: Arc<AtomicU64>) {
+    let mut buffer = [0; 512];
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        counted.fetch_add(count as u64, Relaxed);
     }
 }
 

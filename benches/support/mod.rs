@@ -5,6 +5,8 @@ pub mod devices;
 
 use std::{
     fs,
+    path::Path,
+    sync::Arc,
     io::{BufRead, BufReader},
     net::{SocketAddr, TcpListener},
     process::{Command, Stdio},
@@ -12,12 +14,16 @@ use std::{
 };
 
 use plex::proto::{GetInfoRequest, gateway_client::GatewayClient};
+use rcgen::{CertificateParams, KeyPair};
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use tempfile::TempDir;
 use tonic::{
     Request, Status,
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
+
+use self::devices::Route;
 
 pub const SECRET: &str = "bench-secret";
 
@@ -33,6 +39,11 @@ impl Arguments {
     pub fn word(&self, place: usize) -> Option<&str> {
         let first_flag = self.0.iter().position(|argument| argument.starts_with("--")).unwrap_or(self.0.len());
         self.0[..first_flag].get(place).map(String::as_str)
+    }
+
+    /// Whether this flag is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|argument| argument.strip_prefix("--") == Some(name))
     }
 
     pub fn number(&self, name: &str, default: usize) -> usize {
@@ -75,7 +86,10 @@ impl Drop for Child {
 /// The gateway, as users run it.
 pub struct Gateway {
     child: std::process::Child,
-    pub device: SocketAddr,
+    /// To its plain port.
+    pub plain: Route,
+    /// To its TLS port.
+    pub tls: Route,
     pub control: SocketAddr,
     _data_dir: TempDir,
 }
@@ -84,12 +98,16 @@ impl Gateway {
     /// Starts it on free ports, with more of its settings as `KEY=VALUE`.
     pub fn start(settings: &[&str]) -> Self {
         let data_dir = tempfile::tempdir().expect("a folder");
-        let (device, control) = (free_address(), free_address());
+        let (device, device_tls, control) = (free_address(), free_address(), free_address());
+        let trust = certificate(data_dir.path());
         let mut command = Command::new(env!("CARGO_BIN_EXE_plex"));
         command.arg("serve").current_dir(data_dir.path()).stdout(Stdio::null());
         let own = [
             format!("data_dir={}", data_dir.path().display()),
             format!("device.listen={device}"),
+            format!("device.tls_listen={device_tls}"),
+            format!("device.tls_cert={}", data_dir.path().join("cert.pem").display()),
+            format!("device.tls_key={}", data_dir.path().join("key.pem").display()),
             format!("control.listen={control}"),
             format!("control.secrets={SECRET}"),
             "http.listen=127.0.0.1:0".to_owned(),
@@ -100,7 +118,8 @@ impl Gateway {
             command.args(["--set", setting]);
         }
         let child = command.spawn().expect("the gateway starts");
-        let gateway = Self { child, device, control, _data_dir: data_dir };
+        let (plain, tls) = (Route::plain(device), Route::tls(device_tls, trust));
+        let gateway = Self { child, plain, tls, control, _data_dir: data_dir };
         while std::net::TcpStream::connect(control).is_err() {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -147,6 +166,22 @@ pub async fn backend(
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address is a URL");
     let channel = endpoint.connect().await.expect("the control plane listens");
     GatewayClient::with_interceptor(channel, bearer)
+}
+
+/// A certificate for `localhost` in `cert.pem` and `key.pem`; who trusts it.
+fn certificate(folder: &Path) -> Arc<ClientConfig> {
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    fs::write(folder.join("cert.pem"), certificate.pem()).expect("the folder can be written");
+    fs::write(folder.join("key.pem"), key.serialize_pem()).expect("the folder can be written");
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.der().clone()).expect("a good certificate");
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().expect("TLS 1.2 and 1.3");
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.resumption = rustls::client::Resumption::disabled();
+    Arc::new(config)
 }
 
 fn free_address() -> SocketAddr {

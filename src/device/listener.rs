@@ -88,7 +88,7 @@ fn accept(stream: TcpStream, remote: SocketAddr, devices: &Devices, tls: Option<
                 }
             }
             Some(Opened::Tls(stream, remote)) => {
-                if let Some(session) = arrival(devices, stream, remote, stranger).await {
+                if let Some(session) = arrival(devices, *stream, remote, stranger).await {
                     tasks.spawn(session.run());
                 }
             }

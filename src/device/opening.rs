@@ -90,7 +90,7 @@ impl Drop for Bounds<'_> {
 /// A connection that frames can be read from.
 pub(super) enum Opened {
     Plain(TcpStream, SocketAddr),
-    Tls(Tls<TcpStream>, SocketAddr),
+    Tls(Box<Tls<TcpStream>>, SocketAddr),
 }
 
 /// Goes through what stands before the first frame; the address of the device may be told by it. None: it is closed.
@@ -130,7 +130,7 @@ pub(super) async fn open(
         }
     };
     match bounds.keep(stream.handshake()).await {
-        Ok(Ok(())) => return Some(Opened::Tls(stream, remote)),
+        Ok(Ok(())) => return Some(Opened::Tls(Box::new(stream), remote)),
         Ok(Err(error)) => tracing::debug!(%remote, %error, "no handshake"),
         Err(early) => {
             devices.metrics.handshake.inc();

@@ -300,9 +300,12 @@ impl<W: Wire + ?Sized> Connection<W> {
 
     /// Whether an `/auth/…` answer still waits: until it is written no frame is read.
     pub(crate) fn auth_answer_waits(&self) -> bool {
-        let waits = |queue: &Box<Queue>| queue.answers[Answer::Auth as usize].is_some() || queue.rest_is_answer();
         let outbox = self.outbox();
-        outbox.queue.as_ref().is_some_and(waits) || self.wire.holds_back()
+        let waits = outbox
+            .queue
+            .as_ref()
+            .is_some_and(|queue| queue.answers[Answer::Auth as usize].is_some() || queue.rest_is_answer());
+        waits || self.wire.holds_back()
     }
 
     /// Writes what waits, and sees to it that the calling task is woken when there is more to do: something was

@@ -41,13 +41,23 @@ impl Authority {
         authority
     }
 
+    /// A path as an argument.
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("the test's folder has a plain name").to_owned()
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Writes a new certificate with a new key in the place of the old; gives it.
     pub fn issue(&self) -> CertificateDer<'static> {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        self.issue_for(&["localhost", "127.0.0.1"])
+    }
+
+    /// The same, for these names and addresses.
+    pub fn issue_for(&self, names: &[&str]) -> CertificateDer<'static> {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
         fs::write(self.path("cert.pem"), certificate.pem()).unwrap();

@@ -13,5 +13,11 @@ fn the_task_of_a_session_is_small_with_tls_too() {
     for bytes in [of(Session::<TcpStream>::run), of(Session::<Tls<TcpStream>>::run)] {
         assert!(bytes <= TASK_BYTES_MAX, "{bytes} bytes, {TASK_BYTES_MAX} are allowed");
     }
+    println!(
+        "sizes {} {} {}",
+        size_of::<rustls::server::UnbufferedServerConnection>(),
+        size_of::<crate::hub::connection::Connection<TcpStream>>(),
+        size_of::<crate::hub::connection::Connection<Tls<TcpStream>>>()
+    );
     println!("state of TLS: {} bytes beside rustls' own boxes", size_of::<Tls<TcpStream>>() - size_of::<TcpStream>());
 }

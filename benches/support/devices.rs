@@ -48,6 +48,10 @@ impl Route {
     pub fn tls(address: SocketAddr, trust: Arc<ClientConfig>) -> Self {
         Self { address, tls: Some(trust.into()) }
     }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
 }
 
 /// What devices say at the start.
@@ -83,6 +87,7 @@ async fn login(route: &Route, number: usize, speak: Speak) -> DeviceStream {
     let source = Ipv4Addr::new(127, 0, 0, 1 + u8::try_from(made / PER_SOURCE).expect("few sources"));
     socket.bind(SocketAddr::new(IpAddr::V4(source), 0)).expect("a port");
     let stream = socket.connect(route.address).await.expect("it takes devices");
+    stream.set_nodelay(true).expect("a live socket");
     let mut stream = match &route.tls {
         None => DeviceStream::Plain(stream),
         Some(connector) => {
@@ -94,6 +99,7 @@ async fn login(route: &Route, number: usize, speak: Speak) -> DeviceStream {
         let message = format!(r#"{{"uri":"/auth/server","body":"{}"}}"#, uid(number));
         let length = u32::try_from(message.len()).expect("it is short");
         stream.write_all(&[&length.to_be_bytes()[..], message.as_bytes()].concat()).await.expect("it reads");
+        stream.flush().await.expect("it reads");
         let length = stream.read_u32().await.expect("an answer") as usize;
         let mut answer = vec![0; length];
         stream.read_exact(&mut answer).await.expect("an answer");

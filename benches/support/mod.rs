@@ -112,7 +112,7 @@ impl Gateway {
             format!("control.secrets={SECRET}"),
             "http.listen=127.0.0.1:0".to_owned(),
             "metrics.listen=".to_owned(),
-            "log.level=error".to_owned(),
+            "log.level=debug".to_owned(),
         ];
         for setting in own.iter().map(String::as_str).chain(settings.iter().copied()) {
             command.args(["--set", setting]);

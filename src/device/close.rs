@@ -23,14 +23,14 @@ pub(super) async fn session<T: Transport>(devices: &Devices, connection: &Connec
         EndReason::Closed | EndReason::Slow | EndReason::Timeout | EndReason::Protocol => false,
     };
     let transport = &connection.wire;
-    if let Some(queue) = connection.take_queue() {
+    let frames = connection.take_queue().map(|queue| queue.into_last_frames(with_pushes)).unwrap_or_default();
+    if !frames.is_empty() || transport.holds_back() {
         let within = if with_pushes { devices.config.write_timeout } else { LAST_WORDS };
-        let frames = queue.into_last_frames(with_pushes);
         let written = tokio::time::timeout(within, async {
             for frame in frames {
                 write_all(transport, &frame).await?;
             }
-            io::Result::Ok(())
+            flush(transport).await
         });
         match written.await {
             Ok(Ok(())) => {}

@@ -106,6 +106,8 @@ async fn the_last_frame_and_the_word_of_the_end_arrive_through_a_full_socket() {
     let (mut client, task) = node.shake_and_login(500).await;
     node.push("alice", &"x".repeat(3_000));
     node.devices.hub.disconnect_here("alice", "");
+    // What was taken has as much time as what is queued.
+    tokio::time::sleep(seconds(5)).await;
     client.until("/plex/kick").await;
     client.receive().await;
     let end = std::io::Read::read(&mut client.tls.reader(), &mut [0]);

@@ -72,7 +72,9 @@ fn tls(what: Option<&str>, arguments: &Arguments) {
         let seconds = arguments.number("seconds", 10) as u64;
         let per_message = arguments.number("batch", 1);
         let rounds: Vec<_> = (0..arguments.number("rounds", 3))
-            .map(|_| (gateway_round(PLAIN, count, seconds, per_message), gateway_round(TLS, count, seconds, per_message)))
+            .map(|_| {
+                (gateway_round(PLAIN, count, seconds, per_message), gateway_round(TLS, count, seconds, per_message))
+            })
             .collect();
         let (plain, tls): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
         let cpu = |rounds: &[(f64, f64)]| median(rounds.iter().map(|round| round.0));

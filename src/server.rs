@@ -178,7 +178,11 @@ impl Server {
             None => None,
         };
         let device_tls_listener = match &config.device.tls_listen {
-            Some(address) => Some(listen("device.tls_listen", address).await?),
+            Some(address) => {
+                let socket = listen("device.tls_listen", address).await?;
+                device::tune(&socket);
+                Some(socket)
+            }
             None => None,
         };
         let control_listener = listen("control.listen", &config.control.listen).await?;

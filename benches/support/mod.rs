@@ -5,11 +5,14 @@ pub mod devices;
 
 use std::{
     fs,
-    path::Path,
-    sync::Arc,
     io::{BufRead, BufReader},
     net::{SocketAddr, TcpListener},
+    path::Path,
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -112,7 +115,7 @@ impl Gateway {
             format!("control.secrets={SECRET}"),
             "http.listen=127.0.0.1:0".to_owned(),
             "metrics.listen=".to_owned(),
-            "log.level=debug".to_owned(),
+            "log.level=error".to_owned(),
         ];
         for setting in own.iter().map(String::as_str).chain(settings.iter().copied()) {
             command.args(["--set", setting]);
@@ -184,8 +187,17 @@ fn certificate(folder: &Path) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
+/// Below the ports that the kernel gives to clients: one that connects there before the gateway listens could be given
+/// the same, and meet itself.
 fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port is free")
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(10_000 + std::process::id() % 20_000).expect("it is below 30,000");
+    loop {
+        let address = SocketAddr::from(([127, 0, 0, 1], first + NEXT.fetch_add(1, Relaxed) % 2_000));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// As deep a backlog as the gateway's.

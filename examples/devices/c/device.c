@@ -876,20 +876,25 @@ static enum end live(struct connection *connection, const struct options *option
 static bool look_up(struct connection *http, const char *url, struct text *address)
 {
     int64_t until = now_ms() + CONNECT_MS;
-    struct text host = text_of(url + strlen("http://"));
-    while (host.length > 0 && host.at[host.length - 1] == '/')
-        host.length--;
+    struct text path = text_of(url + strlen("http://")), host = {path.at, strcspn((const char *)path.at, "/")};
+    while (path.length > host.length && path.at[path.length - 1] == '/')
+        path.length--;
+    path.at += host.length;
+    path.length -= host.length;
     if (!open_connection(http, host))
         return false;
-    put_text(&http->output, text_of("GET /plex/v1/host HTTP/1.0\r\nHost: "));
+    put_text(&http->output, text_of("GET "));
+    put_text(&http->output, path);
+    put_text(&http->output, text_of("/plex/v1/host HTTP/1.0\r\nHost: "));
     put_text(&http->output, host);
     put_text(&http->output, text_of("\r\n\r\n"));
     if (!flush(http))
         return false;
-    enum arrival arrival;
-    do
-        arrival = http->input.length < ANSWER_BYTES_MAX ? fill(http, until) : BROKEN;
-    while (arrival == ARRIVED);
+    enum arrival arrival = ARRIVED;
+    while (arrival == ARRIVED && http->input.length < ANSWER_BYTES_MAX)
+        arrival = fill(http, until);
+    if (arrival == ARRIVED)
+        return fail("the answer to the look-up is too long");
     if (arrival != ENDED)
         return false;
     put(&http->input, "", 1); /* for strstr */

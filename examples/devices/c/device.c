@@ -701,7 +701,8 @@ struct options {
     bool echo, little_endian;
 };
 
-enum end { LOST, KICKED, EXPELLED, REFUSED };
+/* How a login or a connection came out. */
+enum outcome { LOST, AUTHENTICATED, KICKED, EXPELLED, REFUSED };
 
 static bool show_error(struct text body)
 {
@@ -741,7 +742,7 @@ static bool read_credential(const char *source, char credential[CREDENTIAL_BYTES
 }
 
 /* Authenticates. `settings` becomes the body of the answer, empty from a gateway that knows only version 1. */
-static enum end login(struct connection *connection, const struct options *options, struct text *settings)
+static enum outcome login(struct connection *connection, const struct options *options, struct text *settings)
 {
     char credential[CREDENTIAL_BYTES_MAX + 1];
     int64_t until = now_ms() + LOGIN_MS;
@@ -757,7 +758,7 @@ static enum end login(struct connection *connection, const struct options *optio
         struct text uri = fields[0].value.string;
         *settings = fields[1].value.string;
         if (is(uri, "/auth/success"))
-            return KICKED; /* some day, and not before it was connected */
+            return AUTHENTICATED;
         if (is(uri, "/auth/failed")) {
             struct field reason[] = {{.name = "reason", .kind = STRING}};
             if (!READ_OBJECT(*settings, reason))
@@ -781,13 +782,13 @@ static bool acknowledge(struct connection *connection, int64_t seq, struct text 
 }
 
 /* One connection, from its login to its end. `after_ms` becomes how long a kick told to wait, where one did. */
-static enum end live(struct connection *connection, const struct options *options, struct text address,
-                     int64_t *after_ms)
+static enum outcome live(struct connection *connection, const struct options *options, struct text address,
+                         int64_t *after_ms)
 {
     struct text body;
-    enum end end = login(connection, options, &body);
-    if (end != KICKED)
-        return end;
+    enum outcome outcome = login(connection, options, &body);
+    if (outcome != AUTHENTICATED)
+        return outcome;
     struct field settings[] = {
         {.name = "node", .kind = STRING},
         {.name = "heartbeat_seconds", .kind = INTEGER, .value.integer = 60},
@@ -913,19 +914,19 @@ static bool look_up(struct connection *http, const char *url, struct text *addre
 }
 
 /* Finds a gateway, connects, and is a device there until the end of that connection. */
-static enum end visit(const struct options *options, int64_t *after_ms)
+static enum outcome visit(const struct options *options, int64_t *after_ms)
 {
     struct connection http = {.socket = -1, .silence_ms = CONNECT_MS};
     struct connection device = {.socket = -1, .silence_ms = LOGIN_MS, .little_endian = options->little_endian};
     struct text address = text_of(options->gateway);
-    enum end end = LOST;
+    enum outcome outcome = LOST;
     /* Asked each time: the answer changes. */
     if ((strstr(options->gateway, "://") == NULL || look_up(&http, options->gateway, &address)) &&
         open_connection(&device, address))
-        end = live(&device, options, address, after_ms);
+        outcome = live(&device, options, address, after_ms);
     close_connection(&device);
     close_connection(&http);
-    return end;
+    return outcome;
 }
 
 static void usage(FILE *to)
@@ -976,10 +977,10 @@ int main(int count, char **arguments)
     }
     for (int failures = 0;;) {
         int64_t begun = now_ms(), wait = -1;
-        enum end end = visit(&options, &wait);
-        if (end == EXPELLED)
+        enum outcome outcome = visit(&options, &wait);
+        if (outcome == EXPELLED)
             die(1, problem);
-        if (end == REFUSED)
+        if (outcome == REFUSED)
             die(3, "the credential is refused");
         begin_event("closed");
         add_string(&line, "detail", text_of(problem));

@@ -183,8 +183,8 @@ async def live(connection, args, address):
     heartbeat = field(settings, "heartbeat_seconds", 60)
     timeout = field(settings, "heartbeat_timeout_seconds", 120)
     frame_bytes_max = field(settings, "max_frame_bytes", 64 << 10)
-    # Both are rounded up to whole seconds, so twice in the time-out at least. An answer may take as long as that again.
     connection.silence = max(1, timeout)
+    # Both are told in whole seconds, rounded up, so a heartbeat goes out twice in the time-out at least.
     beating = asyncio.create_task(beat(connection, max(0.1, min(heartbeat, timeout / 2))))
     try:
         while True:
@@ -197,7 +197,7 @@ async def live(connection, args, address):
                 show("kick", reason=reason, reconnect=reconnect, after_ms=after_ms)
                 if not reconnect:
                     raise Expelled(f"told not to come back: {reason}")
-                return max(0, after_ms) / 1000 if "after_ms" in kick else None
+                return None if kick.get("after_ms") is None else max(0, after_ms) / 1000
             if uri == "/plex/error":
                 show_error(body)
             elif uri and uri != "/heartbeat" and not uri.startswith(("/auth/", "/plex/")):

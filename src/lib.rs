@@ -46,7 +46,7 @@
 //! | `state` | what outlives a restart: the made-up secret, the mark above which numbers begin |
 //! | `telemetry` | the log, the metrics |
 //! | `files` | files that are read again when they change |
-//! | `tls` | certificates and keys by files, and whom the gateway trusts |
+//! | `tls` | certificates and keys by files, handshakes and their bounds, whom the gateway and its clients trust |
 //! | `workers` | the threads: each one current-thread runtime, some for devices, some for the control plane |
 //! | `cluster` | who is online anywhere: an ordered log, a pure fold of it, the changes that watchers follow |
 //! | `hub` | who is connected here, and push to them: the registry, a connection's outbox |
@@ -65,7 +65,7 @@
 //!           │         ├─────► control ─► hub                   ▲
 //!           │         ├─────► http ────► hub                   │
 //!           │         └─────► auth, state, config, telemetry everyone
-//!           └────► client
+//!           └────► client ──► tls ──► files (so do auth, device, control and http)
 //! ```
 //!
 //! What each module may use stands in `tests/arrows.rs`, which fails on any other use. What is absent on purpose: `hub`
@@ -75,12 +75,13 @@
 //!
 //! # Three paths
 //!
-//! **A push**: `control::push` (decode, check) → `Hub::push` (look up the connections, encode the frame) →
+//! **A push**: `control::callers` (who asks, and may it) → `control::push` (decode, check) → `Hub::push` (look up the connections, encode the frame) →
 //! `Connection::push`, which writes to the device's socket from the thread that pushes. Only what the socket doesn't
 //! take is queued, and left to the connection's own task. Held by another node: `Cluster::forward` ⇢ that node's
 //! `Hub::run` → the same. The outcome goes back the same stairs.
 //!
-//! **A device's frame**: socket → `device::inbox` (the length is judged before anything is kept) → `handshake` until
+//! **A device's frame**: socket → (`device::opening`: a balancer's header, a TLS handshake; from then on `device::tls`
+//! stands between) → `device::inbox` (the length is judged before anything is kept) → `handshake` until
 //! it has authenticated, then `Session::on_frame`, which touches no socket → an answer in the outbox, or an end. The
 //! connection's end: `Hub::end` takes it out of the registry, releases its presence, and fails its waits in one step;
 //! then `close` writes the last frame.
@@ -104,7 +105,6 @@ mod cluster;
 pub mod config;
 mod control;
 mod device;
-#[allow(dead_code, reason = "what reads them comes next")]
 mod files;
 mod http;
 mod hub;
@@ -115,7 +115,6 @@ pub mod state;
 mod telemetry;
 #[doc(hidden)]
 pub mod testing;
-#[allow(dead_code, reason = "what speaks it comes next")]
 mod tls;
 mod workers;
 

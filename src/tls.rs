@@ -95,10 +95,6 @@ impl ServerTls {
         Arc::clone(&self.0.config.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(crate) fn files(&self) -> &TlsFiles {
-        &self.0.files
-    }
-
     /// Reads the files again, for new connections; one that can't be used leaves all as it was. Logs either.
     pub(crate) fn reload(&self) {
         let Inner { files, protocols, config } = &*self.0;

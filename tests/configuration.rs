@@ -158,6 +158,7 @@ async fn durations_and_sizes_carry_their_unit_and_0_stands_where_it_says_so() {
 #[tokio::test]
 async fn what_check_prints_can_be_used_as_a_file() {
     let home = Home::new();
+    home.write("s", "the-gateway-s-own");
     let odd = sets(&[
         "data_dir=/a \"b\"\\c",
         "node.name=n-1.x_Y",

@@ -142,7 +142,7 @@ async fn a_configuration_that_a_page_shows_is_valid() {
     let home = Home::new();
     let page = read("docs/operations.md");
     let blocks: Vec<_> = page.split("```toml\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
-    assert_eq!(blocks.len(), 1);
+    assert_eq!(blocks.len(), 2);
     for block in blocks {
         let file = home.write("plex.toml", &block.replace("\n   ", "\n"));
         let checked = home.run(&["check", "--config", &file]).await;

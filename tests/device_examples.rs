@@ -19,6 +19,7 @@ use common::{
     call,
     process::{Home, TestProcess},
     push,
+    tls_device::Authority,
 };
 use plex::{
     config::Config,
@@ -240,6 +241,25 @@ async fn its_heartbeats_keep_it_connected() {
     for device in &mut devices {
         assert_eq!(backend.push(ask(device.name, "")).await.unwrap().into_inner().status(), PushStatus::Acked);
         device.event("push").await;
+    }
+}
+
+#[tokio::test]
+async fn by_tls_it_trusts_whom_it_is_told_to_and_nobody_else() {
+    let authority = Authority::new();
+    let server = TestServer::with(|config| authority.serve(config)).await;
+    let address = server.addresses.device_tls.expect("devices are listened for by TLS").to_string();
+    let ca = authority.path("ca.pem").to_str().expect("a plain path").to_owned();
+    // The one in C speaks plain TCP only.
+    for example in examples().iter().filter(|example| example.name == "python") {
+        let mut device = example.connected(&["--ca", &ca, "--echo", &address, "alice"]).await;
+        let outcome = server.backend().await.push(ask("alice", "over TLS")).await.unwrap().into_inner();
+        assert_eq!((outcome.status(), &*outcome.reply), (PushStatus::Acked, "over TLS"));
+        device.event("push").await;
+        // Its authority isn't among the system's.
+        let mut untrusting = example.run(&["--tls", &address, "bob"]);
+        let closed = untrusting.event("closed").await;
+        assert!(closed["detail"].as_str().unwrap().contains("certificate verify failed"), "{closed}");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use plex::Config;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{
     ClientConfig, RootCertStore, SupportedProtocolVersion,
     crypto::aws_lc_rs,
@@ -31,6 +31,8 @@ impl Authority {
     /// With a certificate for `localhost` and 127.0.0.1.
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        // Another name than its certificates have, or some take those for self-signed.
+        params.distinguished_name.push(DnType::CommonName, "the test's authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let ca = params.self_signed(&key).unwrap();

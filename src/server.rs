@@ -150,13 +150,10 @@ impl Server {
         let Self { config, authenticator, auth, on_presence, log } = self;
         let data_dir = config.data_dir();
         let mut watch = FileWatch::default();
-        let files = TlsFiles::of(config.device.tls_cert.as_ref(), config.device.tls_key.as_ref(), None);
-        let files = files.filter(|_| config.device.tls_listen.is_some());
-        let device_tls = listener_tls("device", files, &[], &mut watch)?;
-        let files = TlsFiles::of(config.http.tls_cert.as_ref(), config.http.tls_key.as_ref(), None);
-        let http_tls = listener_tls("http", files, &[b"http/1.1"], &mut watch)?;
+        let ListenersTls { device: device_tls, control: control_tls, http: http_tls } =
+            ListenersTls::load(&config, &mut watch)?;
         // The last of what a configuration can be wrong about: it makes a secret up.
-        let (door, secret) = door(&config, &mut watch)?;
+        let (door, secret) = door(&config, control_tls, &mut watch)?;
         let start =
             |name: &str, configured: u32| Workers::start(name, workers::count(configured)).map_err(StartError::Workers);
         let device_workers = start("device", config.device.workers)?;
@@ -279,7 +276,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Checks that the configuration holds together, and reads the files by which devices are known.
+    /// Checks that the configuration holds together, and that the files which it names can be used.
     ///
     /// # Errors
     ///
@@ -295,6 +292,12 @@ impl ServerBuilder {
         if self.0.authenticator.is_none() {
             self.0.auth = Some(auth::Setup::read(&checked.auth)?);
         }
+        // Read once more where they are used, to be watched from then on.
+        let mut unwatched = FileWatch::default();
+        ListenersTls::load(&checked, &mut unwatched)?;
+        if !checked.control.secrets.is_empty() {
+            secrets(&checked.control.secrets, &mut unwatched)?;
+        }
         for warning in warnings {
             if self.0.authenticator.is_none() || !warning.is_about_trust() {
                 tracing::warn!("{warning}");
@@ -305,10 +308,8 @@ impl ServerBuilder {
 }
 
 /// Who may call the control plane, and the secret that the library's user gets.
-fn door(config: &Config, watch: &mut FileWatch) -> Result<(Door, Secret), StartError> {
+fn door(config: &Config, tls: Option<ServerTls>, watch: &mut FileWatch) -> Result<(Door, Secret), StartError> {
     let control = &config.control;
-    let files = TlsFiles::of(control.tls_cert.as_ref(), control.tls_key.as_ref(), control.tls_client_ca.as_ref());
-    let tls = listener_tls("control", files, &[b"h2"], watch)?;
     let made_up = if control.secrets.is_empty() {
         let data_dir = config.data_dir();
         let made_up = state::control_secret(&data_dir, true)?.ok_or(StateError::NoSecret { path: data_dir })?;
@@ -316,10 +317,32 @@ fn door(config: &Config, watch: &mut FileWatch) -> Result<(Door, Secret), StartE
     } else {
         None
     };
-    let secrets = made_up.as_ref().map_or(&control.secrets[..], |made_up| made_up);
-    let (secrets, own) =
-        Secrets::load(secrets, watch).map_err(|error| StartError::File { key: "control.secrets".to_owned(), error })?;
+    let (secrets, own) = secrets(made_up.as_ref().map_or(&control.secrets[..], |made_up| made_up), watch)?;
     Ok((Door::new(secrets, tls, control), own))
+}
+
+fn secrets(configured: &[ControlSecret], watch: &mut FileWatch) -> Result<(Secrets, Secret), StartError> {
+    Secrets::load(configured, watch).map_err(|error| StartError::File { key: "control.secrets".to_owned(), error })
+}
+
+/// What the listeners show, each where it has TLS.
+struct ListenersTls {
+    device: Option<ServerTls>,
+    control: Option<ServerTls>,
+    http: Option<ServerTls>,
+}
+
+impl ListenersTls {
+    fn load(config: &Config, watch: &mut FileWatch) -> Result<Self, StartError> {
+        let Config { device, control, http, .. } = config;
+        let files = TlsFiles::of(device.tls_cert.as_ref(), device.tls_key.as_ref(), None);
+        let device = listener_tls("device", files.filter(|_| device.tls_listen.is_some()), &[], watch)?;
+        let files = TlsFiles::of(control.tls_cert.as_ref(), control.tls_key.as_ref(), control.tls_client_ca.as_ref());
+        let control = listener_tls("control", files, &[b"h2"], watch)?;
+        let files = TlsFiles::of(http.tls_cert.as_ref(), http.tls_key.as_ref(), None);
+        let http = listener_tls("http", files, &[b"http/1.1"], watch)?;
+        Ok(Self { device, control, http })
+    }
 }
 
 /// What a listener shows, read again when its files change. `section` is that of their keys.

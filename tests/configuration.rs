@@ -10,7 +10,12 @@ mod loopback;
 #[path = "configuration/refusals.rs"]
 mod refusals;
 
-use common::process::{Finished, Home};
+use std::fs;
+
+use common::{
+    certs::Authority,
+    process::{Finished, Home},
+};
 
 /// The value that `plex check` prints for a key; None: a comment, or nothing.
 #[track_caller]
@@ -159,6 +164,13 @@ async fn durations_and_sizes_carry_their_unit_and_0_stands_where_it_says_so() {
 async fn what_check_prints_can_be_used_as_a_file() {
     let home = Home::new();
     home.write("s", "the-gateway-s-own");
+    let authority = Authority::new();
+    let pair = authority.server("server");
+    for (name, file) in
+        [("a \"b\".pem", &pair.cert), ("c.pem", &pair.cert), ("k.pem", &pair.key), ("ca.pem", &authority.ca())]
+    {
+        fs::copy(file, home.path(name)).unwrap();
+    }
     let odd = sets(&[
         "data_dir=/a \"b\"\\c",
         "node.name=n-1.x_Y",
@@ -178,7 +190,7 @@ async fn what_check_prints_can_be_used_as_a_file() {
     let protected = sets(&[
         "device.tls_listen=[::1]:9588",
         "device.tls_cert=a \"b\".pem",
-        "device.tls_key=/k.pem",
+        "device.tls_key=k.pem",
         "device.proxy_protocol=v2",
         "device.proxy_from=10.0.0.0/8,::1",
         "control.tls_cert=c.pem",
@@ -203,6 +215,7 @@ async fn what_check_prints_can_be_used_as_a_file() {
 #[tokio::test]
 async fn check_shows_no_secret_and_says_how_many_are_set() {
     let home = Home::new();
+    home.write("hush-file", "hush-in-the-file");
     home.write("plex.toml", "[control]\nsecrets = [\"hush-1\", \"hush-2\"]\n");
     let checked = home.run(&["check"]).await;
     assert!(checked.stdout.contains("\n# control.secrets: 2 set\n"), "{checked:?}");

@@ -160,8 +160,11 @@ async fn a_certificate_that_cannot_be_used_stops_the_start_with_one_line() {
             let sets: Vec<_> =
                 pairs.iter().filter_map(|(name, file)| Some(format!("{section}.{name}={}", (*file)?))).collect();
             let sets: Vec<_> = sets.iter().flat_map(|set| ["--set", set]).collect();
-            let refused = home.run(&[&["serve"], &ANY_PORTS[..], &["--set", "log.level=error"], &sets].concat()).await;
-            assert!(refused.refusal().contains(begins), "{section}: {begins}: {refused:?}");
+            for command in ["serve", "check"] {
+                let refused =
+                    home.run(&[&[command], &ANY_PORTS[..], &["--set", "log.level=error"], &sets].concat()).await;
+                assert!(refused.refusal().contains(begins), "{command}, {section}: {begins}: {refused:?}");
+            }
         }
     }
     assert!(ca.exists() && !home.path(".local").exists(), "nothing was made");

@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU8, Ordering},
     thread,
 };
@@ -177,13 +177,20 @@ impl TestProcess {
     }
 
     /// One that reads `input`, which is then closed.
-    pub fn fed(mut command: Command, input: impl Into<Vec<u8>>) -> Self {
-        command.stdin(Stdio::piped());
-        let mut process = Self::start(command);
-        let (mut stdin, input) = (process.child.stdin.take().expect("it is piped"), input.into());
+    pub fn fed(command: Command, input: impl Into<Vec<u8>>) -> Self {
+        let (process, mut stdin) = Self::piped(command);
+        let input = input.into();
         // It may end before it has read all.
         thread::spawn(move || stdin.write_all(&input));
         process
+    }
+
+    /// One that reads what the test writes.
+    pub fn piped(mut command: Command) -> (Self, ChildStdin) {
+        command.stdin(Stdio::piped());
+        let mut process = Self::start(command);
+        let input = process.child.stdin.take().expect("it is piped");
+        (process, input)
     }
 
     fn start(mut command: Command) -> Self {

@@ -21,6 +21,7 @@ use common::{
     link::Link,
     process::{Finished, Home, TestGateway, TestProcess, fixed_ports, own_loopback},
 };
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -62,7 +63,7 @@ struct Watcher {
     epochs: BTreeMap<String, u64>,
 }
 
-/// A server that speaks gRPC, and leaves PushMany and Push without what they ask for.
+/// A server that leaves Push without an answer, PushStream once something was pushed, and refuses all else for now.
 struct Refusing {
     address: SocketAddr,
     /// The methods called, in order.
@@ -127,7 +128,8 @@ impl Example {
         let there = |line: &&str| Command::new("sh").args(["-c", line]).output().expect("a shell").status.success();
         if let Some(missing) = tools.iter().find(|tool| !there(tool)) {
             // Past the test's own capture, which is thrown away where a test passes.
-            writeln!(io::stderr(), "skipped: examples/backends/{language}: `{missing}` doesn't work here").unwrap();
+            let line = format!("skipped: examples/backends/{language}: `{missing}` doesn't work here\n");
+            io::stderr().write_all(line.as_bytes()).unwrap();
             assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "CI has all tools: {missing}");
             return None;
         }
@@ -408,7 +410,8 @@ impl Ground {
         self = self.again().await;
         let alice = self.device("alice").await;
         let _carol = self.device("carol").await;
-        let _other = self.device("other").await;
+        // One that doesn't hang up: the gateway's end waits for it a little, and the watcher is told of the others.
+        let _idle = TestDevice::login(self.gateway.device(), "idle").await;
         assert_eq!(watcher.until_live().await, ["+carol", "-bob"]);
         watcher.ends_as(&self, &uids).await;
         drop(alice);
@@ -546,12 +549,14 @@ impl Refusing {
         let address = listener.local_addr().unwrap();
         let calls = Arc::new(Mutex::new(Vec::new()));
         let noted = calls.clone();
-        let router = axum::Router::new().fallback(move |uri: axum::http::Uri| {
+        let router = axum::Router::new().fallback(move |uri: axum::http::Uri, body: axum::body::Body| {
             let method = uri.path().rsplit('/').next().unwrap_or_default().to_owned();
             noted.lock().unwrap().push(method.clone());
             async move {
-                if method == "Push" {
-                    tokio::time::sleep(Duration::from_secs(60)).await;
+                match &*method {
+                    "Push" => tokio::time::sleep(Duration::from_secs(60)).await,
+                    "PushStream" => drop(body.into_data_stream().next().await),
+                    _ => {}
                 }
                 tonic::Status::unavailable("not now").into_http::<axum::body::Body>()
             }

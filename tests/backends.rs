@@ -72,21 +72,25 @@ struct Refusing {
 }
 
 #[tokio::test]
+#[ignore = "takes the tools of four languages, their registries and a minute: .ci/run --long"]
 async fn go() {
     scenario("go", &["go version", "protoc --version"]).await;
 }
 
 #[tokio::test]
+#[ignore = "takes the tools of four languages, their registries and a minute: .ci/run --long"]
 async fn python() {
     scenario("python", &["python3 -c 'import ensurepip, venv'"]).await;
 }
 
 #[tokio::test]
+#[ignore = "takes the tools of four languages, their registries and a minute: .ci/run --long"]
 async fn node() {
     scenario("node", &["node --version", "npm --version"]).await;
 }
 
 #[tokio::test]
+#[ignore = "takes the tools of four languages, their registries and a minute: .ci/run --long"]
 async fn java() {
     scenario("java", &["javac -version", "mvn --version"]).await;
 }

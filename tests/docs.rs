@@ -143,8 +143,11 @@ async fn a_configuration_that_a_page_shows_is_valid() {
     let page = read("docs/operations.md");
     let blocks: Vec<_> = page.split("```toml\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
     assert_eq!(blocks.len(), 2);
+    // The files that it names, in this home.
+    home.write("orders-new.secret", "new");
+    home.write("orders-old.secret", "old");
     for block in blocks {
-        let file = home.write("plex.toml", &block.replace("\n   ", "\n"));
+        let file = home.write("plex.toml", &block.replace("\n   ", "\n").replace("/etc/plex/", ""));
         let checked = home.run(&["check", "--config", &file]).await;
         assert_eq!(checked.code, 0, "{checked:?}");
         assert!(checked.stdout.lines().any(|line| line == "# control.secrets: 2 set"), "{checked:?}");

@@ -14,11 +14,12 @@ use std::{
 };
 
 use common::{
-    PATIENCE, TestDevice, TestServer,
+    TestServer,
     authenticator::Oracle,
     call,
     process::{Home, TestProcess},
     push,
+    script::{Script, say},
     tls_device::Authority,
 };
 use plex::{
@@ -26,7 +27,6 @@ use plex::{
     proto::{DisconnectRequest, PushRequest, PushStatus},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, time::timeout};
 
 /// One of the examples, ready to be run.
 struct Example {
@@ -116,39 +116,6 @@ fn examples() -> &'static [Example] {
 /// A push that waits for the device's answer.
 fn ask(uid: &str, body: &str) -> PushRequest {
     call(uid, "/question", body, Duration::from_secs(60))
-}
-
-/// A gateway that says what the test makes it say.
-struct Script {
-    listener: TcpListener,
-    address: String,
-}
-
-impl Script {
-    async fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        Self { listener, address }
-    }
-
-    /// The gateway's end of the next connection, and how the device shows itself there.
-    async fn accept(&self) -> (TestDevice, Value) {
-        let (stream, _) = timeout(PATIENCE, self.listener.accept()).await.expect("a device comes").unwrap();
-        let mut end = TestDevice { stream, little_endian: false };
-        let auth = end.next().await;
-        (end, serde_json::from_slice(&auth.raw).unwrap())
-    }
-
-    /// Accepts a device and lets it in.
-    async fn welcome(&self, settings: &Value) -> TestDevice {
-        let (mut end, _) = self.accept().await;
-        say(&mut end, "/auth/success", settings).await;
-        end
-    }
-}
-
-async fn say(end: &mut TestDevice, uri: &str, body: &Value) {
-    end.send(&json!({"uri": uri, "body": body.to_string()}).to_string()).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ pub mod known;
 pub mod link;
 pub mod process;
 pub mod pushing;
+pub mod script;
 pub mod tls_device;
 pub mod watch;
 

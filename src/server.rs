@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::running::{Bound, Stopper};
 use self::{
-    doors::{ListenersTls, door, secrets},
+    doors::{Files, ListenersTls},
     listen::{listen, one_each},
     running::{Listeners, Parts},
 };
@@ -20,7 +20,7 @@ use crate::{
     config::{self, Config, ConfigError},
     control::Control,
     device::{self, Devices, frame},
-    files::{FileError, FileWatch},
+    files::FileError,
     hub::{self, Hub},
     model::{NodeName, PresenceEvent, Push},
     state::{Numbers, StateError},
@@ -58,6 +58,8 @@ pub struct Server {
     authenticator: Option<Arc<dyn Authenticator>>,
     /// What `auth.mode` means, its files read; where no authenticator is given.
     auth: Option<auth::Setup>,
+    /// Read by `build`.
+    files: Option<Files>,
     on_presence: Option<OnPresence>,
     log: Option<LocalLog>,
 }
@@ -118,7 +120,7 @@ impl Server {
     /// Begins with a configuration.
     #[must_use]
     pub fn builder(config: Config) -> ServerBuilder {
-        ServerBuilder(Self { config, authenticator: None, auth: None, on_presence: None, log: None })
+        ServerBuilder(Self { config, authenticator: None, auth: None, files: None, on_presence: None, log: None })
     }
 
     /// Binds the listeners and builds the parts. Devices and backends can connect from then on; they are served once
@@ -129,13 +131,12 @@ impl Server {
     /// [`StartError`] where an address is taken, a file of the configuration can't be used, or the control secret can't be
     /// read or made.
     pub async fn bind(self) -> Result<Bound, StartError> {
-        let Self { config, authenticator, auth, on_presence, log } = self;
+        let Self { config, authenticator, auth, files, on_presence, log } = self;
+        let Files { tls, secrets, mut watch } = files.expect("`build` has read them");
         let data_dir = config.data_dir();
-        let mut watch = FileWatch::default();
-        let ListenersTls { device: device_tls, control: control_tls, http: http_tls } =
-            ListenersTls::load(&config, &mut watch)?;
+        let ListenersTls { device: device_tls, control: control_tls, http: http_tls } = tls;
         // The last of what a configuration can be wrong about: it makes a secret up.
-        let (door, secret) = door(&config, control_tls, &mut watch)?;
+        let (door, secret) = doors::door(&config, control_tls, secrets, &mut watch)?;
         let start =
             |name: &str, configured: u32| Workers::start(name, workers::count(configured)).map_err(StartError::Workers);
         let device_workers = start("device", config.device.workers)?;
@@ -274,12 +275,7 @@ impl ServerBuilder {
         if self.0.authenticator.is_none() {
             self.0.auth = Some(auth::Setup::read(&checked.auth)?);
         }
-        // Read once more where they are used, to be watched from then on.
-        let mut unwatched = FileWatch::default();
-        ListenersTls::load(&checked, &mut unwatched)?;
-        if !checked.control.secrets.is_empty() {
-            secrets(&checked.control.secrets, &mut unwatched)?;
-        }
+        self.0.files = Some(Files::read(&checked)?);
         for warning in warnings {
             if self.0.authenticator.is_none() || !warning.is_about_trust() {
                 tracing::warn!("{warning}");

@@ -9,26 +9,45 @@ use crate::{
     tls::{ServerTls, TlsFiles},
 };
 
-/// Who may call the control plane, and the secret that the library's user gets.
+/// What was read of the files that a configuration names for its listeners and callers; watched since then.
+pub(super) struct Files {
+    pub(super) tls: ListenersTls,
+    /// None: none is configured.
+    pub(super) secrets: Option<(Secrets, Secret)>,
+    pub(super) watch: FileWatch,
+}
+
+impl Files {
+    pub(super) fn read(config: &Config) -> Result<Self, StartError> {
+        let mut watch = FileWatch::default();
+        let tls = ListenersTls::load(config, &mut watch)?;
+        let configured = &config.control.secrets;
+        let secrets = (!configured.is_empty()).then(|| load(configured, &mut watch)).transpose()?;
+        Ok(Self { tls, secrets, watch })
+    }
+}
+
+/// Who may call the control plane, and the secret that the library's user gets: one of `configured`, else one that is made
+/// up.
 pub(super) fn door(
     config: &Config,
     tls: Option<ServerTls>,
+    configured: Option<(Secrets, Secret)>,
     watch: &mut FileWatch,
 ) -> Result<(Door, Secret), StartError> {
-    let control = &config.control;
-    let made_up = if control.secrets.is_empty() {
-        let data_dir = config.data_dir();
-        let made_up = state::control_secret(&data_dir, true)?.ok_or(StateError::NoSecret { path: data_dir })?;
-        Some([ControlSecret { name: "made-up".to_owned(), ..made_up.into() }])
-    } else {
-        None
+    let (secrets, own) = match configured {
+        Some(configured) => configured,
+        None => {
+            let data_dir = config.data_dir();
+            let made_up = state::control_secret(&data_dir, true)?.ok_or(StateError::NoSecret { path: data_dir })?;
+            load(&[ControlSecret { name: "made-up".to_owned(), ..made_up.into() }], watch)?
+        }
     };
-    let (secrets, own) = secrets(made_up.as_ref().map_or(&control.secrets[..], |made_up| made_up), watch)?;
-    Ok((Door::new(secrets, tls, control), own))
+    Ok((Door::new(secrets, tls, &config.control), own))
 }
 
 /// The secrets of a configuration, and the text of the first that has all scopes.
-pub(super) fn secrets(configured: &[ControlSecret], watch: &mut FileWatch) -> Result<(Secrets, Secret), StartError> {
+fn load(configured: &[ControlSecret], watch: &mut FileWatch) -> Result<(Secrets, Secret), StartError> {
     Secrets::load(configured, watch).map_err(|error| StartError::File { key: "control.secrets".to_owned(), error })
 }
 
@@ -40,7 +59,7 @@ pub(super) struct ListenersTls {
 }
 
 impl ListenersTls {
-    pub(super) fn load(config: &Config, watch: &mut FileWatch) -> Result<Self, StartError> {
+    fn load(config: &Config, watch: &mut FileWatch) -> Result<Self, StartError> {
         let Config { device, control, http, .. } = config;
         let files = TlsFiles::of(device.tls_cert.as_ref(), device.tls_key.as_ref(), None);
         let device = listener_tls("device", files.filter(|_| device.tls_listen.is_some()), &[], watch)?;

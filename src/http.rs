@@ -29,7 +29,7 @@ use crate::{
     hub::Hub,
     model::Transport,
     telemetry::{Live, Metrics},
-    tls::{self, Handshakes, ServerTls},
+    tls::{self, HANDSHAKE_TIMEOUT, Handshakes, ServerTls},
 };
 
 /// How long a client may take over the head of a request, and stay idle.
@@ -37,12 +37,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections served at a time on one listener; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1_000;
-
-/// How long a TLS handshake may take, the wait for a place among those served included.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// TLS handshakes under way; over it the one that has taken longest is cut, so that many slow ones keep nobody waiting.
-const HANDSHAKES_MAX: usize = 1_000;
 
 /// How long the last answers may take when the node stops.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -137,16 +131,17 @@ async fn serve_plain(listener: &TcpListener, serving: &Serving, places: &Arc<Sem
 
 /// A handshake takes no place: only who has shaken hands waits for one.
 async fn serve_tls(listener: &TcpListener, tls: &ServerTls, serving: &Serving, places: &Arc<Semaphore>) {
-    let mut handshakes: Handshakes<(TlsStream<TcpStream>, OwnedSemaphorePermit)> = Handshakes::new(HANDSHAKES_MAX);
+    let mut handshakes: Handshakes<(TlsStream<TcpStream>, OwnedSemaphorePermit)> = Handshakes::default();
     loop {
         tokio::select! {
             stream = accept(listener) => {
                 let (tls, places) = (tls.clone(), Arc::clone(places));
                 handshakes.begin(async move {
                     let served = async {
-                        let stream = tls::accept(&tls, stream, HANDSHAKE_TIMEOUT).await.ok()?;
+                        let stream = tls::accept(&tls, stream).await.ok()?;
                         Some((stream, places.acquire_owned().await.ok()?))
                     };
+                    // The wait for a place included.
                     tokio::time::timeout(HANDSHAKE_TIMEOUT, served).await.ok().flatten()
                 });
             }

@@ -17,7 +17,7 @@ use rustls::{
 };
 
 pub(crate) use self::{
-    accept::{Failed, Handshakes, accept},
+    accept::{Failed, HANDSHAKE_TIMEOUT, Handshakes, accept},
     client::{Trusted, client_config, client_config_of, trusting_nobody},
 };
 use crate::files::{self, FileError};
@@ -57,8 +57,7 @@ impl TlsFiles {
 
     fn load(&self, protocols: &[&[u8]]) -> Result<Arc<ServerConfig>, FileError> {
         let chain = certificates(&self.cert)?;
-        let key = PrivateKeyDer::from_pem_slice(&files::read(&self.key)?)
-            .map_err(|error| FileError::new(&self.key, format_args!("holds no private key in PEM: {error}")))?;
+        let key = private_key(&self.key)?;
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("the provider knows TLS 1.2 and 1.3");
@@ -118,6 +117,12 @@ fn roots(file: &Path) -> Result<RootCertStore, FileError> {
         roots.add(certificate).map_err(|error| FileError::new(file, error))?;
     }
     Ok(roots)
+}
+
+/// The private key of a PEM file.
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
+    PrivateKeyDer::from_pem_slice(&files::read(file)?)
+        .map_err(|error| FileError::new(file, format_args!("holds no private key in PEM: {error}")))
 }
 
 /// The certificates of a PEM file, at least one.

@@ -27,13 +27,6 @@ use crate::{
 /// Pause after an accept that failed: descriptors or memory are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a TLS handshake may take: the slowest network needs less.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// TLS handshakes under way on one thread of the control plane. Backends are few; over it the one that has taken longest
-/// is cut, so that many slow ones keep no good one waiting.
-const HANDSHAKES_MAX: usize = 1_000;
-
 /// A connection of a backend.
 pub(super) struct Connection {
     stream: Transport,
@@ -102,7 +95,7 @@ pub(super) struct Settings {
 
 /// The connections that come to `listener`, each once it has shaken hands.
 pub(super) fn incoming(listener: TcpListener, settings: Settings) -> impl Stream<Item = io::Result<Connection>> {
-    let accepting = Accepting { listener, settings, handshakes: Handshakes::new(HANDSHAKES_MAX) };
+    let accepting = Accepting { listener, settings, handshakes: Handshakes::default() };
     stream::unfold(accepting, |mut accepting| async move {
         let connection = accepting.next().await;
         Some((Ok(connection), accepting))
@@ -141,7 +134,7 @@ impl Accepting {
     fn shake_hands(&mut self, tls: ServerTls, stream: TcpStream, peer: SocketAddr) {
         let settings = self.settings.clone();
         let cut = self.handshakes.begin(async move {
-            match tls::accept(&tls, stream, HANDSHAKE_TIMEOUT).await {
+            match tls::accept(&tls, stream).await {
                 Ok(stream) => Some(Connection::tls(stream, peer, &settings)),
                 Err(failed) => {
                     settings.metrics.handshake_failed(match failed {

@@ -12,6 +12,13 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::ServerTls;
 
+/// How long one may take: the slowest network needs less.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many are under way on one listener's thread. Backends and balancers are few; over it the one that has taken longest
+/// is cut, so that many slow ones keep no good one waiting.
+const HANDSHAKES_MAX: usize = 1_000;
+
 /// Why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failed {
@@ -23,12 +30,12 @@ pub(crate) enum Failed {
     Broken,
 }
 
-/// Shakes hands with a client, in at most this time.
-pub(crate) async fn accept<S>(tls: &ServerTls, stream: S, deadline: Duration) -> Result<TlsStream<S>, Failed>
+/// Shakes hands with a client, within [`HANDSHAKE_TIMEOUT`].
+pub(crate) async fn accept<S>(tls: &ServerTls, stream: S) -> Result<TlsStream<S>, Failed>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    match timeout(deadline, TlsAcceptor::from(tls.config()).accept(stream)).await {
+    match timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls.config()).accept(stream)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if is_about_certificate(&error) => Err(Failed::Certificate),
         Ok(Err(_)) => Err(Failed::Broken),
@@ -49,9 +56,15 @@ pub(crate) struct Handshakes<T> {
     order: VecDeque<AbortHandle>,
 }
 
+impl<T: Send + 'static> Default for Handshakes<T> {
+    fn default() -> Self {
+        Self::new(HANDSHAKES_MAX)
+    }
+}
+
 impl<T: Send + 'static> Handshakes<T> {
     /// At most `max` at a time.
-    pub(crate) fn new(max: usize) -> Self {
+    fn new(max: usize) -> Self {
         Self { max, running: JoinSet::new(), order: VecDeque::new() }
     }
 

@@ -9,11 +9,11 @@ use rustls::{
     ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, WantsVerifier,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use super::{certificates, provider, roots};
-use crate::files::{self, FileError};
+use super::{certificates, private_key, provider, roots};
+use crate::files::FileError;
 
 /// Which servers are trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,10 +47,8 @@ pub(crate) fn client_config_of(trusted: &Trusted, identity: Option<(&Path, &Path
         Trusted::Only(file) => builder.dangerous().with_custom_certificate_verifier(Arc::new(OnlyOne::load(file)?)),
     };
     let Some((cert, key)) = identity else { return Ok(builder.with_no_client_auth()) };
-    let private = PrivateKeyDer::from_pem_slice(&files::read(key)?)
-        .map_err(|error| FileError::new(key, format_args!("holds no private key in PEM: {error}")))?;
     builder
-        .with_client_auth_cert(certificates(cert)?, private)
+        .with_client_auth_cert(certificates(cert)?, private_key(key)?)
         .map_err(|error| FileError::new(cert, format_args!("no certificate for {}: {error}", key.display())))
 }
 

@@ -5,13 +5,18 @@ mod bus;
 mod changes;
 mod cursor;
 mod directory;
+mod engine;
 mod fold;
 mod hosts;
 mod log;
+mod member;
 mod node;
+mod outgoing;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod watcher;
+mod wire;
 
 use std::{fmt, future::Future, sync::Arc};
 
@@ -23,9 +28,9 @@ use tokio::{
 
 use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, Transport, Uid};
 
-use bus::{ASK_TIMEOUT, FORWARD_TIMEOUT};
 use directory::Entry;
-use fold::{Record, State};
+use engine::Standing;
+use fold::State;
 use node::Node;
 
 pub(crate) use bus::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, SessionPages};
@@ -92,19 +97,19 @@ impl Cluster {
         replaces: Option<ConnectionNumber>,
         accepted: Millis,
     ) {
-        self.0.write(&[Record::Claim { uid: uid.clone(), number, replaces, accepted }]);
+        self.0.engine().claim(&self.0, uid, number, replaces, accepted);
     }
 
     /// Says that a connection of this node has ended. Folded as [`Cluster::claim`]; without effect where the log has
     /// displaced it before.
     pub(crate) fn release(&self, uid: &Uid, number: ConnectionNumber, reason: EndReason) {
-        self.0.write(&[Record::Release { uid: uid.clone(), number, reason }]);
+        self.0.engine().release(&self.0, uid, number, reason);
     }
 
     /// The log's time now; never goes back.
     #[must_use]
     pub(crate) fn now(&self) -> Millis {
-        self.0.log().now()
+        self.0.engine().now()
     }
 
     /// What `uid` holds; `None` where it is offline.
@@ -157,10 +162,16 @@ impl Cluster {
         self.0.presence().state.directory.uids()
     }
 
-    /// Since when the log is kept.
+    /// Since when the log is kept; `None` as long as none is known.
     #[must_use]
-    pub(crate) fn known_since(&self) -> Millis {
-        self.0.known_since()
+    pub(crate) fn known_since(&self) -> Option<Millis> {
+        Some(self.0.presence().log?.born)
+    }
+
+    /// How this node stands to the log.
+    #[must_use]
+    pub(crate) fn standing(&self) -> Standing {
+        self.0.presence().standing
     }
 
     /// What this node is called.
@@ -188,29 +199,29 @@ impl Cluster {
     }
 
     /// Hands a push to a node that [`Cluster::lookup`] named: it is in that node's queue, or isn't, when this returns, so
-    /// that pushes keep their order. The outcome comes within 2 s, with an `ack_timeout` so much later.
+    /// that pushes keep their order. The outcome comes within `cluster.forward_timeout`, with an `ack_timeout` so much
+    /// later.
     pub(crate) fn forward(
         &self,
         node: Incarnation,
         push: ForwardedPush,
     ) -> impl Future<Output = Forwarded> + Send + use<> {
-        let wait = FORWARD_TIMEOUT + push.ack_timeout.unwrap_or_default();
+        let wait = self.0.options().forward_timeout + push.ack_timeout.unwrap_or_default();
         let (answer, answered) = oneshot::channel();
-        let taken = self.0.log().bus().send(node, Inbound::Push { push, answer });
+        let taken = self.0.engine().send(node, Inbound::Push { push, answer });
         async move {
             if !taken {
                 return Forwarded::Unreachable;
             }
             match timeout(wait, answered).await {
-                Ok(Ok(Some(outcome))) => Forwarded::Outcome(outcome),
-                Ok(Ok(None)) => Forwarded::NotHere,
+                Ok(Ok(forwarded)) => forwarded,
                 _ => Forwarded::Unknown,
             }
         }
     }
 
     /// Asks every *other* node to push to all its devices; sums their answers, and names those that didn't answer in
-    /// 30 s. All have been asked when this returns.
+    /// `cluster.broadcast_timeout`. All have been asked when this returns.
     pub(crate) fn broadcast(
         &self,
         uri: &Arc<str>,
@@ -239,7 +250,7 @@ impl Cluster {
     }
 
     /// Asks those of `nodes` that aren't this one to end the connections of `uid`; gives how many they have ended. One
-    /// that doesn't answer in 30 s counts none.
+    /// that doesn't answer in `cluster.broadcast_timeout` counts none.
     pub(crate) fn disconnect(
         &self,
         nodes: &[Incarnation],
@@ -265,21 +276,16 @@ impl Cluster {
             if holders.as_ref().is_some_and(|holders| !holders.contains(&node)) {
                 continue;
             }
-            self.0.log().bus().send(node, Inbound::Sessions { uid: uid.cloned(), answer: answer.clone() });
+            self.0.engine().send(node, Inbound::Sessions { uid: uid.cloned(), answer: answer.clone() });
         }
         SessionPages(pages)
     }
 
     /// Tells all nodes what this one can take. Without effect where that is what it last told.
     pub(crate) fn announce(&self, card: Card) {
-        let told = self
-            .0
-            .presence()
-            .state
-            .live()
-            .any(|live| live.incarnation == self.incarnation() && live.card.as_ref() == Some(&card));
-        if !told {
-            self.0.write(&[Record::Card(card)]);
+        let told = self.0.card().replace(card.clone());
+        if told.as_ref() != Some(&card) {
+            self.0.engine().announce(&self.0, card);
         }
     }
 
@@ -303,9 +309,9 @@ impl Cluster {
     }
 
     /// Ends this node's life in the log: what it still holds goes offline (draining), its inbox ends, and later claims are
-    /// ignored.
-    pub(crate) fn leave(&self) {
-        self.0.log().leave(self.incarnation(), &self.0);
+    /// ignored. Resolves once that is folded, or can't be.
+    pub(crate) fn leave(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.engine().leave(&self.0)
     }
 
     fn others(&self) -> Vec<(Incarnation, NodeName)> {
@@ -322,9 +328,10 @@ impl Cluster {
         question: Q,
     ) -> impl Future<Output = Option<T>> + Send + use<T, Q> {
         let (answer, answered) = oneshot::channel();
+        let wait = self.0.options().broadcast_timeout;
         // Not taken: the answer's place is dropped with it.
-        self.0.log().bus().send(node, question(answer));
-        async move { timeout(ASK_TIMEOUT, answered).await.ok()?.ok() }
+        self.0.engine().send(node, question(answer));
+        async move { timeout(wait, answered).await.ok()?.ok() }
     }
 }
 

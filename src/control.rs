@@ -189,7 +189,7 @@ impl Gateway for Control {
             frame_bytes_max: checks.frame_bytes_max,
             uids: cluster.uids(),
             connections: hub.connections() as u64,
-            known_since: Some(convert::timestamp(cluster.known_since())),
+            known_since: cluster.known_since().map(convert::timestamp),
         }))
     }
 

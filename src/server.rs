@@ -4,7 +4,7 @@ mod doors;
 mod listen;
 mod running;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
@@ -187,10 +187,12 @@ impl Server {
         });
         let node = NodeName::new(&config.node.name);
         let options = Options {
-            connections_per_uid: config.device.connections_per_uid,
+            connections_per_uid: u16::try_from(config.device.connections_per_uid).expect("at most 1,000"),
             history: config.presence.history as usize,
             settle: config.presence.settle,
             keepalive: config.presence.keepalive,
+            forward_timeout: Duration::from_secs(2),
+            broadcast_timeout: Duration::from_secs(30),
         };
         let (cluster, inbound) = Cluster::join(&log, node.clone(), options);
         let metrics = Metrics::new();

@@ -13,10 +13,8 @@ use super::fold::Incarnation;
 
 /// How many questions wait for one node; over it, it can't be reached.
 pub(crate) const QUEUE_MAX: usize = 65_536;
-/// How long an answer may take beyond what the question itself takes.
-pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same where every node is asked, or connections have to end first.
-pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a page of sessions may take.
+pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A push for a uid that another node holds. Cheap to clone, for a uid that several hold.
 #[derive(Debug, Clone)]
@@ -63,12 +61,19 @@ pub(crate) enum Inbound {
         /// Its number at this node.
         number: ConnectionNumber,
     },
-    /// Push to a device of this node; answered with what became of it, `None` where the uid isn't here.
+    /// Push to a device of this node; answered with what became of it.
     Push {
         /// What to push.
         push: ForwardedPush,
-        /// Where the answer goes.
-        answer: oneshot::Sender<Option<PushOutcome>>,
+        /// Where the answer goes; dropped: nobody knows.
+        answer: oneshot::Sender<Forwarded>,
+    },
+    /// Tell which of these this node holds.
+    Holds {
+        /// Whom it may hold, at most 10,000.
+        uids: Arc<[Uid]>,
+        /// Where the answer goes: for each whether it does, in order.
+        answer: oneshot::Sender<Vec<bool>>,
     },
     /// Push to every device of this node.
     Broadcast {
@@ -140,7 +145,7 @@ pub(crate) struct SessionPages(pub(crate) mpsc::Receiver<Vec<Session>>);
 impl SessionPages {
     /// The next page; `None` after the last, or when none has come for 30 s.
     pub(crate) async fn next(&mut self) -> Option<Vec<Session>> {
-        tokio::time::timeout(ASK_TIMEOUT, self.0.recv()).await.ok().flatten()
+        tokio::time::timeout(PAGE_TIMEOUT, self.0.recv()).await.ok().flatten()
     }
 }
 

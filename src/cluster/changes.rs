@@ -40,6 +40,13 @@ impl Ring {
         self.told.push_back(change);
     }
 
+    /// Forgets all: who has read up to here can't go on from here. Begins anew behind `place`.
+    pub(crate) fn void(&mut self, place: u64) {
+        self.first = self.end() + 1;
+        self.told = VecDeque::new();
+        (self.floor, self.folded) = (place, place);
+    }
+
     /// Says that the log is folded up to `place`.
     pub(crate) fn folded_to(&mut self, place: u64) {
         self.folded = place;
@@ -170,16 +177,17 @@ impl Watchers {
         }
     }
 
-    /// Has `waker` woken at the next change that concerns the watcher; true where one has already come.
-    pub(crate) fn poll(&mut self, id: WatcherId, waker: &Waker) -> bool {
+    /// Has `waker` woken at the next change that concerns the watcher; true where one has already come. While they
+    /// aren't `open`, no change is worth waking for.
+    pub(crate) fn poll(&mut self, id: WatcherId, waker: &Waker, open: bool) -> bool {
         let seat = self.seat(id);
-        if seat.hit.is_none() {
+        if seat.hit.is_none() || !open {
             match &mut seat.waker {
                 Some(old) => old.clone_from(waker),
                 none => *none = Some(waker.clone()),
             }
         }
-        seat.hit.is_some()
+        seat.hit.is_some() && open
     }
 
     /// Notes the change with that index; those to wake are added to `wakers`.
@@ -203,6 +211,16 @@ impl Watchers {
         for id in self.any.drain(..) {
             self.seats[id.0 as usize].note(end, wakers);
         }
+    }
+
+    /// Notes for all that they can't go on: whatever they have read is forgotten.
+    pub(crate) fn note_all(&mut self, wakers: &mut Vec<Waker>) {
+        self.seats.iter_mut().for_each(|seat| seat.note(0, wakers));
+    }
+
+    /// Wakes all, whatever has come.
+    pub(crate) fn wake_all(&mut self, wakers: &mut Vec<Waker>) {
+        wakers.extend(self.seats.iter_mut().filter_map(|seat| seat.waker.take()));
     }
 
     fn seat(&mut self, id: WatcherId) -> &mut Seat {

@@ -66,7 +66,7 @@ impl Connection {
         Self { epoch, node, number, accepted, spare: Spare::Zero }
     }
 
-    fn is(&self, node: NodeIndex, number: ConnectionNumber) -> bool {
+    pub(crate) fn is(&self, node: NodeIndex, number: ConnectionNumber) -> bool {
         self.node == node && self.number == number
     }
 }
@@ -194,6 +194,18 @@ impl Directory {
         self.parts[part].iter()
     }
 
+    /// Puts an entry of a snapshot in: what it holds, oldest connection first, at least one, and its
+    /// [`epoch`](Entry::epoch). The uid isn't there yet.
+    pub(crate) fn put(&mut self, uid: Uid, since: Millis, epoch: u64, connections: Vec<Connection>) {
+        let Self { parts, hasher, uids } = self;
+        let hash = hasher.hash_one(uid.as_str());
+        let mut entry = Entry { held: Held::One(connections[0]), uid, since };
+        let part = &mut parts[part_of(entry.uid.as_str())];
+        entry.put(connections, epoch);
+        part.insert_unique(hash, entry, |entry| hasher.hash_one(entry.uid.as_str()));
+        *uids += 1;
+    }
+
     /// Takes a connection in; true where the uid comes online by it. `displaced` is told of each connection that
     /// has to go, which may be the new one.
     pub(crate) fn claim(&mut self, claim: &Claim<'_>, mut displaced: impl FnMut(&Connection)) -> bool {
@@ -239,14 +251,14 @@ impl Directory {
         false
     }
 
-    /// Removes exactly that connection; true where the uid goes offline by it.
-    pub(crate) fn release(&mut self, uid: &str, node: NodeIndex, number: ConnectionNumber) -> bool {
+    /// Removes the connection that `is` it; true where the uid goes offline by it.
+    pub(crate) fn release(&mut self, uid: &str, is: impl Fn(&Connection) -> bool) -> bool {
         let Self { parts, hasher, uids } = self;
         let part = &mut parts[part_of(uid)];
         let Ok(mut found) = part.find_entry(hasher.hash_one(uid), |entry| entry.uid.as_str() == uid) else {
             return false;
         };
-        if found.get_mut().remove(|connection| connection.is(node, number)) {
+        if found.get_mut().remove(is) {
             return false;
         }
         found.remove();
@@ -324,7 +336,7 @@ mod tests {
         }
         assert_eq!(directory.uids(), 100_000);
         for (n, uid) in (1..).zip(&uids) {
-            assert!(directory.release(uid.as_str(), node, ConnectionNumber(n)));
+            assert!(directory.release(uid.as_str(), |held| held.is(node, ConnectionNumber(n))));
         }
         assert_eq!(directory.uids(), 0);
         assert!(directory.parts.iter().all(|part| part.capacity() <= SHRINK_FROM));

@@ -1,11 +1,14 @@
 //! The state machine: an ordered log in, state and changes out. No I/O and no clock, so every node that folds the same
 //! messages has the same state, the same changes in the same order, with the same numbers.
 
+use std::{borrow::Cow, sync::Arc};
+
 use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, OfflineReason, PresenceChange, Uid};
 
 use super::{
-    directory::{Claim, Connection, Directory, NodeIndex},
+    directory::{Claim, Connection, Directory, NodeIndex, PARTS, part_of},
     hosts::Card,
+    rules::{Rule, Rules},
 };
 
 /// One life of a node in the log: the sequence of its join.
@@ -18,19 +21,42 @@ const PLACES: u64 = RECORDS_MAX as u64 + 1;
 /// Older than this at its place in the log, in milliseconds, a claim was sent again and is sorted by its time.
 const AGED_MS: u64 = 1_000;
 
+/// The version of the records that this build writes and understands.
+pub(crate) const SPEAKS: u8 = 1;
+
 /// What stands in the log.
 #[derive(Debug, Clone)]
 pub(crate) enum Message<'a> {
     /// A node begins a life; it ends an earlier one of that name.
-    Join {
-        name: NodeName,
-        /// When its process started; of two lives of a name the later counts.
-        start: u64,
-        /// How often this process has joined before.
-        attempt: u32,
-    },
+    Join(Join),
     /// What a node tells, at most [`RECORDS_MAX`] records. Counts once, as the next of its incarnation.
-    Batch { incarnation: Incarnation, number: u64, records: &'a [Record] },
+    Batch {
+        incarnation: Incarnation,
+        number: u64,
+        /// When it was sent, on its sender's own clock, in µs.
+        sent: u64,
+        records: Cow<'a, [Record]>,
+    },
+    /// Everything before it is void: nobody knows the state, and nobody writes.
+    Reset { nonce: u64 },
+    /// A node without the state listens whether anybody writes.
+    Hello { nonce: u64 },
+}
+
+/// How a node begins a life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Join {
+    pub(crate) name: NodeName,
+    /// When its process started, in µs since 1970; of two lives of a name the later counts.
+    pub(crate) start: u64,
+    /// How often this process has joined before.
+    pub(crate) attempt: u32,
+    /// The version of the records that it understands.
+    pub(crate) speaks: u8,
+    /// How many connections a uid may have; a node that says otherwise than those that are live doesn't get in.
+    pub(crate) connections_per_uid: u16,
+    /// Of its program.
+    pub(crate) version: Arc<str>,
 }
 
 /// One thing that a node tells.
@@ -44,18 +70,26 @@ pub(crate) enum Record {
     Dead { incarnation: Incarnation, next: u64 },
     /// What the node can take.
     Card(Card),
+    /// One that this build can't read: it keeps its place.
+    Unknown,
 }
 
 /// A node that is live.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Live {
     pub(crate) incarnation: Incarnation,
     pub(crate) name: NodeName,
     /// What it can take, once it has told.
     pub(crate) card: Option<Card>,
-    start: u64,
-    attempt: u32,
-    next: u64,
+    /// When it joined.
+    pub(crate) since: Millis,
+    /// When its last word came.
+    pub(crate) heard: Millis,
+    pub(crate) version: Arc<str>,
+    pub(crate) start: u64,
+    pub(crate) attempt: u32,
+    pub(crate) speaks: u8,
+    pub(crate) next: u64,
 }
 
 impl Live {
@@ -71,7 +105,12 @@ pub(crate) struct State {
     /// A place is taken again once all connections of its node have ended.
     nodes: Vec<Option<Live>>,
     pub(crate) directory: Directory,
-    connections_per_uid: usize,
+    connections_per_uid: u16,
+    rules: Rules,
+    /// Who has ended; kept only where [`Rule::OnlyLive`] doesn't hold.
+    ended: Vec<Live>,
+    /// While a snapshot is taken in: which parts of it are here. What concerns the others is passed over.
+    parts: Option<Box<[bool; PARTS]>>,
 }
 
 /// What one message changes.
@@ -82,6 +121,8 @@ pub(crate) struct Effects {
     pub(crate) displaced: Vec<(Incarnation, Uid, ConnectionNumber)>,
     /// Nodes that have ended.
     pub(crate) ended: Vec<Incarnation>,
+    /// The state before is void, and nothing that went is told.
+    pub(crate) reset: bool,
 }
 
 impl Effects {
@@ -89,6 +130,7 @@ impl Effects {
         self.changes.clear();
         self.displaced.clear();
         self.ended.clear();
+        self.reset = false;
     }
 }
 
@@ -150,9 +192,52 @@ pub(crate) fn end_of(sequence: u64) -> u64 {
 
 impl State {
     /// Nobody live, nobody online.
-    pub(crate) fn new(connections_per_uid: u32) -> Self {
-        let connections_per_uid = usize::try_from(connections_per_uid.max(1)).unwrap_or(usize::MAX);
-        Self { nodes: Vec::new(), directory: Directory::new(), connections_per_uid }
+    pub(crate) fn new(connections_per_uid: u16) -> Self {
+        Self {
+            nodes: Vec::new(),
+            directory: Directory::new(),
+            connections_per_uid,
+            rules: Rules::ALL,
+            ended: Vec::new(),
+            parts: None,
+        }
+    }
+
+    /// With rules left out.
+    pub(crate) fn with_rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// The state of a snapshot's first part, of which no part of the directory is here yet.
+    pub(crate) fn of_snapshot(connections_per_uid: u16, live: Vec<Live>) -> Self {
+        let nodes = live.into_iter().map(Some).collect();
+        Self { nodes, parts: Some(Box::new([false; PARTS])), ..Self::new(connections_per_uid) }
+    }
+
+    /// Says that a part of the directory is here now; true with the last one.
+    pub(crate) fn part_came(&mut self, part: usize) -> bool {
+        if let Some(parts) = &mut self.parts {
+            parts[part] = true;
+            if parts.iter().all(|came| *came) {
+                self.parts = None;
+            }
+        }
+        self.parts.is_none()
+    }
+
+    /// Whether parts of the directory are missing.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.parts.is_some()
+    }
+
+    /// How many connections a uid may have.
+    pub(crate) fn connections_per_uid(&self) -> u16 {
+        self.connections_per_uid
+    }
+
+    fn has_part_of(&self, uid: &Uid) -> bool {
+        self.parts.as_ref().is_none_or(|parts| parts[part_of(uid.as_str())])
     }
 
     /// The nodes that are live.
@@ -181,10 +266,29 @@ impl State {
         self.nodes[index.0 as usize].as_mut().expect("the index is that of a live node")
     }
 
+    /// Takes a node in, where a place is free.
+    fn place(&mut self, live: Live) {
+        match self.nodes.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some(live),
+            None => self.nodes.push(Some(live)),
+        }
+    }
+
+    /// Where [`Rule::OnlyLive`] doesn't hold, an incarnation that has ended counts as one that is live.
+    fn index_of_ended(&mut self, incarnation: Incarnation) -> Option<NodeIndex> {
+        let ended = self.ended.iter().position(|node| node.incarnation == incarnation)?;
+        let node = self.ended.swap_remove(ended);
+        self.place(node);
+        self.index_of(incarnation)
+    }
+
     fn end(&mut self, index: NodeIndex, epoch: u64, at: Millis, effects: &mut Effects) {
         let uids = self.directory.end(index);
         let node = self.nodes[index.0 as usize].take().expect("the index is that of a live node");
         effects.ended.push(node.incarnation);
+        if !self.rules.hold(Rule::OnlyLive) {
+            self.ended.push(node.clone());
+        }
         if !uids.is_empty() {
             effects.changes.push(Told::Death(Box::new(Death { epoch, at, node: node.name, uids })));
         }
@@ -213,35 +317,16 @@ impl State {
 pub(crate) fn fold(state: &mut State, sequence: u64, at: Millis, message: &Message<'_>, effects: &mut Effects) {
     let epoch = sequence * PLACES;
     match message {
-        Message::Join { name, start, attempt } => {
-            let earlier = state.live().find(|node| node.name == *name);
-            if let Some(earlier) = earlier {
-                if (*start, *attempt) <= (earlier.start, earlier.attempt) {
-                    return;
-                }
-                let index = state.index_of(earlier.incarnation).expect("it is live");
-                state.end(index, epoch, at, effects);
-            }
-            let joined = Live {
-                incarnation: Incarnation(sequence),
-                name: name.clone(),
-                card: None,
-                start: *start,
-                attempt: *attempt,
-                next: 0,
-            };
-            match state.nodes.iter_mut().find(|place| place.is_none()) {
-                Some(place) => *place = Some(joined),
-                None => state.nodes.push(Some(joined)),
-            }
-        }
-        Message::Batch { incarnation, number, records } => {
-            let Some(index) = state.index_of(*incarnation) else { return };
+        Message::Join(join) => fold_join(state, sequence, at, join, effects),
+        Message::Batch { incarnation, number, records, .. } => {
+            let Some(index) = state.index_of(*incarnation).or_else(|| state.index_of_ended(*incarnation)) else { return };
+            let once_in_order = state.rules.hold(Rule::OnceInOrder);
             let node = state.node_mut(index);
-            if node.next != *number {
+            if node.next != *number && once_in_order {
                 return;
             }
-            node.next += 1;
+            node.next = *number + 1;
+            node.heard = at;
             for (place, record) in (epoch + 1..).zip(records.iter().take(RECORDS_MAX)) {
                 fold_record(state, index, place, at, record, effects);
                 if effects.ended.contains(incarnation) {
@@ -249,21 +334,60 @@ pub(crate) fn fold(state: &mut State, sequence: u64, at: Millis, message: &Messa
                 }
             }
         }
+        Message::Reset { .. } => {
+            effects.ended.extend(state.live().map(|live| live.incarnation));
+            *state = State::new(state.connections_per_uid).with_rules(state.rules);
+            effects.reset = true;
+        }
+        Message::Hello { .. } => {}
     }
+}
+
+fn fold_join(state: &mut State, sequence: u64, at: Millis, join: &Join, effects: &mut Effects) {
+    let Join { name, start, attempt, speaks, connections_per_uid, version } = join;
+    let earlier = state.live().find(|node| node.name == *name).map(|node| (node.incarnation, node.start, node.attempt));
+    let earlier = earlier.filter(|_| state.rules.hold(Rule::JoinEnds));
+    if earlier.is_some_and(|(_, before, tried)| (*start, *attempt) <= (before, tried)) {
+        return;
+    }
+    let others = state.live().any(|node| node.name != *name);
+    if others && *connections_per_uid != state.connections_per_uid {
+        return;
+    }
+    state.connections_per_uid = *connections_per_uid;
+    if let Some((earlier, ..)) = earlier {
+        let index = state.index_of(earlier).expect("it is live");
+        state.end(index, sequence * PLACES, at, effects);
+    }
+    let joined = Live {
+        incarnation: Incarnation(sequence),
+        name: name.clone(),
+        card: None,
+        since: at,
+        heard: at,
+        version: version.clone(),
+        start: *start,
+        attempt: *attempt,
+        speaks: *speaks,
+        next: 0,
+    };
+    state.place(joined);
 }
 
 fn fold_record(state: &mut State, node: NodeIndex, epoch: u64, at: Millis, record: &Record, effects: &mut Effects) {
     match record {
+        Record::Claim { uid, .. } | Record::Release { uid, .. } if !state.has_part_of(uid) => {}
         Record::Claim { uid, number, replaces, accepted } => {
             // A clock that is ahead must not make a connection newer than those to come.
             let accepted = at.min(*accepted);
             let connection = Connection::new(epoch, node, *number, accepted);
-            let aged = at.0 - accepted.0 > AGED_MS;
-            let limit = state.connections_per_uid;
+            let aged = at.0 - accepted.0 > AGED_MS && state.rules.hold(Rule::Aged);
+            let limit = usize::from(state.connections_per_uid.max(1));
             state.claim(node, &Claim { uid, at, connection, aged, replaces: *replaces, limit }, effects);
         }
         Record::Release { uid, number, reason } => {
-            if state.directory.release(uid.as_str(), node, *number) {
+            let exact = state.rules.hold(Rule::ExactRelease);
+            if state.directory.release(uid.as_str(), |held| !exact || held.is(node, *number)) {
                 effects.changes.push(Told::One(PresenceChange {
                     uid: uid.clone(),
                     epoch,
@@ -275,10 +399,12 @@ fn fold_record(state: &mut State, node: NodeIndex, epoch: u64, at: Millis, recor
         }
         Record::Dead { incarnation, next } => {
             let dead = state.index_of(*incarnation);
-            if let Some(dead) = dead.filter(|index| state.node(*index).next == *next) {
+            let if_silent = state.rules.hold(Rule::DeadIfSilent);
+            if let Some(dead) = dead.filter(|index| !if_silent || state.node(*index).next == *next) {
                 state.end(dead, epoch, at, effects);
             }
         }
         Record::Card(card) => state.node_mut(node).card = Some(card.clone()),
+        Record::Unknown => {}
     }
 }

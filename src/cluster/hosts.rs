@@ -25,6 +25,8 @@ pub(crate) struct Card {
     pub(crate) connections: u32,
     /// How many it can hold; a node that says 0 gets no device.
     pub(crate) capacity: u32,
+    /// How long its own last word took to come back to it through the log, in milliseconds.
+    pub(crate) lag_ms: u32,
     /// Where devices connect, each "address:port".
     pub(crate) addresses: Vec<String>,
     /// The same, over TLS.

@@ -8,12 +8,16 @@ use std::{
     },
 };
 
-use crate::model::{EndReason, Millis, NodeName, Uid};
+use futures_util::{FutureExt, future::BoxFuture};
+
+use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, Uid};
 
 use super::{
-    bus::Bus,
-    fold::{Effects, Incarnation, Message, RECORDS_MAX, Record, State, end_of},
-    node::Node,
+    bus::{Bus, Inbound},
+    engine::Engine,
+    fold::{Effects, Incarnation, Join, Message, RECORDS_MAX, Record, SPEAKS, State},
+    hosts::Card,
+    node::{LogIdentity, Node},
 };
 
 /// A log that lives as long as this process. Every node on it folds a message before the call that wrote it returns,
@@ -103,47 +107,52 @@ impl LocalLog {
         // A node that writes its own end has written one more by then.
         let next = next + u64::from(dead == writer);
         let records = [Record::Dead { incarnation: dead, next }];
-        tail.append(&self.0, self.now(), &Message::Batch { incarnation: writer, number, records: &records });
+        tail.append(&self.0, self.now(), &batch(writer, number, &records));
         true
     }
 
-    pub(crate) fn identity(&self) -> u64 {
-        self.0.identity
+    pub(crate) fn identity(&self) -> LogIdentity {
+        LogIdentity { id: self.0.identity, born: self.0.born }
     }
 
     pub(crate) fn bus(&self) -> &Bus {
         &self.0.bus
     }
 
-    /// Has a node join: `make` gets its incarnation, the place after which it folds, and the state there, if another
-    /// node has one. The join is folded everywhere when it returns.
+    /// Has a node join: `make` gets its incarnation, the message up to which it has folded, and the state there, if
+    /// another node has one. The join is folded everywhere when it returns.
     pub(crate) fn join(
         &self,
         name: NodeName,
+        connections_per_uid: u16,
         make: impl FnOnce(Incarnation, u64, Option<State>) -> Arc<Node>,
     ) -> Arc<Node> {
         let mut tail = self.tail();
         let sequence = tail.next;
         let state = tail.members.iter().find_map(Weak::upgrade).map(|member| member.presence().state.clone());
-        let node = make(Incarnation(sequence), end_of(sequence - 1), state);
+        let connections_per_uid = state.as_ref().map_or(connections_per_uid, State::connections_per_uid);
+        let node = make(Incarnation(sequence), sequence - 1, state);
         tail.members.push(Arc::downgrade(&node));
+        let version = env!("CARGO_PKG_VERSION").into();
         // The sequence stands for the start: the later join has the later one, in whatever millisecond.
-        tail.append(&self.0, self.now(), &Message::Join { name, start: sequence, attempt: 0 });
+        let join = Join { name, start: sequence, attempt: 0, speaks: SPEAKS, connections_per_uid, version };
+        tail.append(&self.0, self.now(), &Message::Join(join));
         node
     }
 
     /// Writes the next batch of a node, which every node has folded when it returns. Nothing is written for a node
     /// that has ended.
-    pub(crate) fn write(&self, incarnation: Incarnation, own: &Node, records: &[Record]) {
+    fn write(&self, own: &Node, record: Record) {
         let mut tail = self.tail();
-        let next = own.presence().state.next_of(incarnation);
+        let next = own.presence().state.next_of(own.incarnation());
         if let Some(number) = next {
-            tail.append(&self.0, self.now(), &Message::Batch { incarnation, number, records });
+            tail.append(&self.0, self.now(), &batch(own.incarnation(), number, &[record]));
         }
     }
 
     /// Ends the life of a node by its own word, after releases of all that it holds. Nobody writes in between.
-    pub(crate) fn leave(&self, incarnation: Incarnation, own: &Node) {
+    fn end_life(&self, own: &Node) {
+        let incarnation = own.incarnation();
         let mut tail = self.tail();
         let (next, mut records) = {
             let presence = own.presence();
@@ -151,22 +160,68 @@ impl LocalLog {
             let held = presence.state.directory.held_by(index);
             let release = |uid: &Uid, number| Record::Release { uid: uid.clone(), number, reason: EndReason::Draining };
             let records: Vec<_> = held.map(|(uid, number)| release(uid, number)).collect();
-            (presence.state.node(index).next(), records)
+            (presence.state.node(index).next, records)
         };
         let batches = records.len().div_ceil(RECORDS_MAX) as u64;
         // Its end stands in one more batch, and counts it.
         let end = Record::Dead { incarnation, next: next + batches + 1 };
         let last = next + batches;
         for (number, records) in (next..).zip(records.chunks(RECORDS_MAX)) {
-            tail.append(&self.0, self.now(), &Message::Batch { incarnation, number, records });
+            tail.append(&self.0, self.now(), &batch(incarnation, number, records));
         }
         records.clear();
         records.push(end);
-        tail.append(&self.0, self.now(), &Message::Batch { incarnation, number: last, records: &records });
+        tail.append(&self.0, self.now(), &batch(incarnation, last, &records));
     }
 
     fn tail(&self) -> MutexGuard<'_, Tail> {
         self.0.tail.lock().expect("nobody panics while holding the log")
+    }
+}
+
+fn batch(incarnation: Incarnation, number: u64, records: &[Record]) -> Message<'_> {
+    Message::Batch { incarnation, number, sent: 0, records: records.into() }
+}
+
+impl Engine for LocalLog {
+    fn claim(
+        &self,
+        node: &Node,
+        uid: &Uid,
+        number: ConnectionNumber,
+        replaces: Option<ConnectionNumber>,
+        accepted: Millis,
+    ) {
+        self.write(node, Record::Claim { uid: uid.clone(), number, replaces, accepted });
+    }
+
+    fn release(&self, node: &Node, uid: &Uid, number: ConnectionNumber, reason: EndReason) {
+        self.write(node, Record::Release { uid: uid.clone(), number, reason });
+    }
+
+    fn announce(&self, node: &Node, card: Card) {
+        self.write(node, Record::Card(card));
+    }
+
+    fn now(&self) -> Millis {
+        self.now()
+    }
+
+    fn send(&self, to: Incarnation, question: Inbound) -> bool {
+        self.0.bus.send(to, question)
+    }
+
+    fn barrier(&self) -> Option<BoxFuture<'static, bool>> {
+        None
+    }
+
+    fn is_bus_up(&self) -> bool {
+        true
+    }
+
+    fn leave(&self, node: &Node) -> BoxFuture<'static, ()> {
+        self.end_life(node);
+        async {}.boxed()
     }
 }
 
@@ -179,7 +234,11 @@ impl Tail {
         members.retain(|member| match member.upgrade() {
             Some(member) => {
                 effects.clear();
-                member.fold(sequence, at, message, effects);
+                member.fold(sequence, at, Some(message), effects);
+                if effects.ended.contains(&member.incarnation()) {
+                    shared.bus.leave(member.incarnation());
+                    member.end();
+                }
                 true
             }
             None => false,

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Waker,
     time::Duration,
@@ -16,8 +16,9 @@ use crate::model::{ConnectionNumber, Millis, NodeName, Uid};
 use super::{
     bus::Inbox,
     changes::{Ring, Watchers},
-    fold::{Effects, Incarnation, Message, Record, State, end_of, fold},
-    hosts::Grants,
+    engine::{Engine, Standing},
+    fold::{Effects, Incarnation, Message, State, end_of, fold},
+    hosts::{Card, Grants},
     log::LocalLog,
 };
 
@@ -25,25 +26,42 @@ use super::{
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     /// How many connections a uid may have, at least 1; the same on every node of a log.
-    pub(crate) connections_per_uid: u32,
+    pub(crate) connections_per_uid: u16,
     /// How many changes are kept for who resumes.
     pub(crate) history: usize,
     /// How long after the start `Live` is first told.
     pub(crate) settle: Duration,
     /// After how long without an update a watcher gets one with no event.
     pub(crate) keepalive: Duration,
+    /// How long the answer of another node may take beyond what the question itself takes.
+    pub(crate) forward_timeout: Duration,
+    /// The same where every node is asked, or connections have to end first.
+    pub(crate) broadcast_timeout: Duration,
+}
+
+/// Which log a node follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LogIdentity {
+    /// Tells it from every other.
+    pub(crate) id: u64,
+    /// Since when it is kept.
+    pub(crate) born: Millis,
 }
 
 pub(crate) struct Node {
     name: NodeName,
-    incarnation: Incarnation,
-    log: LocalLog,
+    /// 0: it isn't in the log.
+    incarnation: AtomicU64,
+    engine: Arc<dyn Engine>,
     options: Options,
     settled_at: Instant,
     presence: Mutex<Presence>,
     grants: Mutex<Grants>,
-    /// Whether no other node is live.
+    /// Whether no other node can hold a uid: the log is in this process, and nobody else is on it.
     single: AtomicBool,
+    may_be_single: bool,
+    /// What this node last told of itself.
+    card: Mutex<Option<Card>>,
 }
 
 /// What changes with the log, all of it at once.
@@ -51,75 +69,154 @@ pub(crate) struct Presence {
     pub(crate) state: State,
     pub(crate) ring: Ring,
     pub(crate) watchers: Watchers,
-    /// Gone once this node has ended.
+    pub(crate) standing: Standing,
+    /// `None`: no log is known yet.
+    pub(crate) log: Option<LogIdentity>,
+    /// The last message that is folded, and when the log took it.
+    pub(crate) folded: (u64, Millis),
+    /// Gone once this node has ended for good.
     closes: Option<mpsc::UnboundedSender<(Uid, ConnectionNumber)>>,
     /// Kept for its room.
     wakers: Vec<Waker>,
 }
 
+impl Presence {
+    /// Whether watchers may be told what is here.
+    pub(crate) fn is_open(&self) -> bool {
+        self.standing != Standing::Joining
+    }
+}
+
+type Closes = mpsc::UnboundedSender<(Uid, ConnectionNumber)>;
+
 impl Node {
-    /// Joins the log; the join is folded when it returns.
+    /// Joins a log of this process; the join is folded when it returns.
     pub(crate) fn join(log: &LocalLog, name: NodeName, options: Options) -> (Arc<Self>, Inbox) {
         let (closes, requests, inbox) = Inbox::new();
-        let node = log.join(name.clone(), |incarnation, folded, state| {
+        let connections_per_uid = options.connections_per_uid;
+        let node = log.join(name.clone(), connections_per_uid, |incarnation, folded, state| {
             log.bus().enter(incarnation, requests);
-            Arc::new(Self {
-                name,
-                incarnation,
-                log: log.clone(),
-                settled_at: Instant::now() + options.settle,
-                presence: Mutex::new(Presence {
-                    state: state.unwrap_or_else(|| State::new(options.connections_per_uid)),
-                    ring: Ring::new(options.history, folded),
-                    watchers: Watchers::default(),
-                    closes: Some(closes),
-                    wakers: Vec::new(),
-                }),
-                grants: Mutex::default(),
-                single: AtomicBool::new(true),
-                options,
-            })
+            let node = Self::new(name, Arc::new(log.clone()), true, closes, options);
+            node.incarnation.store(incarnation.0, Ordering::Relaxed);
+            let mut presence = node.presence();
+            presence.state = state.unwrap_or_else(|| State::new(connections_per_uid));
+            presence.ring.void(end_of(folded));
+            presence.folded = (folded, log.born());
+            presence.log = Some(log.identity());
+            presence.standing = Standing::InStep;
+            drop(presence);
+            Arc::new(node)
         });
         (node, inbox)
     }
 
-    /// Folds one message. Called by the log, in order.
-    pub(crate) fn fold(&self, sequence: u64, at: Millis, message: &Message<'_>, effects: &mut Effects) {
+    /// A node that isn't in a log yet.
+    pub(crate) fn new(
+        name: NodeName,
+        engine: Arc<dyn Engine>,
+        may_be_single: bool,
+        closes: Closes,
+        options: Options,
+    ) -> Self {
+        Self {
+            name,
+            incarnation: AtomicU64::new(0),
+            engine,
+            settled_at: Instant::now() + options.settle,
+            presence: Mutex::new(Presence {
+                state: State::new(options.connections_per_uid),
+                ring: Ring::new(options.history, 0),
+                watchers: Watchers::default(),
+                standing: Standing::Joining,
+                log: None,
+                folded: (0, Millis(0)),
+                closes: Some(closes),
+                wakers: Vec::new(),
+            }),
+            grants: Mutex::default(),
+            single: AtomicBool::new(may_be_single),
+            may_be_single,
+            card: Mutex::default(),
+            options,
+        }
+    }
+
+    /// Folds one message; called in order. `None`: one that can't be read. What it did to this node's own connections,
+    /// and who ended by it, is in `effects` afterwards.
+    pub(crate) fn fold(&self, sequence: u64, at: Millis, message: Option<&Message<'_>>, effects: &mut Effects) {
         let mut guard = self.presence();
-        let Presence { state, ring, watchers, closes, wakers } = &mut *guard;
-        fold(state, sequence, at, message, effects);
+        let Presence { state, ring, watchers, closes, wakers, folded, .. } = &mut *guard;
+        *folded = (sequence, at);
+        if let Some(message) = message {
+            fold(state, sequence, at, message, effects);
+        }
+        if effects.reset || state.is_partial() {
+            effects.changes.clear();
+            ring.void(end_of(sequence));
+            watchers.note_all(wakers);
+        }
         for told in effects.changes.drain(..) {
             watchers.note(ring.end(), &told, wakers);
             ring.push(told);
         }
         ring.folded_to(end_of(sequence));
         watchers.note_any(ring.end(), wakers);
-        for (incarnation, uid, number) in effects.displaced.drain(..) {
-            if let Some(closes) = closes.as_ref().filter(|_| incarnation == self.incarnation) {
+        let own = self.incarnation();
+        for (incarnation, uid, number) in &effects.displaced {
+            if let Some(closes) = closes.as_ref().filter(|_| *incarnation == own) {
                 // Fails where nobody takes what comes in any more, and then nobody holds connections either.
-                _ = closes.send((uid, number));
+                _ = closes.send((uid.clone(), *number));
             }
         }
-        if effects.ended.contains(&self.incarnation) {
-            *closes = None;
-            self.log.bus().leave(self.incarnation);
-        }
-        if !effects.ended.is_empty() || matches!(message, Message::Join { .. }) {
-            let others = state.live().any(|live| live.incarnation != self.incarnation);
+        if self.may_be_single && (!effects.ended.is_empty() || matches!(message, Some(Message::Join(_)))) {
+            let others = state.live().any(|live| live.incarnation != own);
             self.single.store(!others, Ordering::Relaxed);
         }
-        if wakers.is_empty() {
+        self.wake(guard);
+    }
+
+    /// Changes what is known otherwise than by a message; all watchers look again.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Presence)) {
+        let mut guard = self.presence();
+        change(&mut guard);
+        let Presence { watchers, wakers, .. } = &mut *guard;
+        watchers.wake_all(wakers);
+        self.wake(guard);
+    }
+
+    /// Takes another state, or none, for the one that was: nobody can follow from that to this. Watchers are told
+    /// nothing until the node is in step.
+    pub(crate) fn restart(&self, state: State, log: Option<LogIdentity>, folded: (u64, Millis)) {
+        self.change(|presence| {
+            presence.state = state;
+            presence.log = log;
+            presence.folded = folded;
+            presence.standing = Standing::Joining;
+            presence.ring.void(end_of(folded.0));
+            let Presence { watchers, wakers, .. } = presence;
+            watchers.note_all(wakers);
+        });
+    }
+
+    /// Woken without the lock, which is the first thing they take.
+    fn wake(&self, mut guard: MutexGuard<'_, Presence>) {
+        if guard.wakers.is_empty() {
             return;
         }
-        // Woken without the lock, which is the first thing they take.
-        let mut woken = std::mem::take(wakers);
+        let mut woken = std::mem::take(&mut guard.wakers);
         drop(guard);
         woken.drain(..).for_each(Waker::wake);
         self.presence().wakers = woken;
     }
 
-    pub(crate) fn write(&self, records: &[Record]) {
-        self.log.write(self.incarnation, self, records);
+    /// Nothing comes in any more: this node has ended.
+    pub(crate) fn end(&self) {
+        self.presence().closes = None;
+    }
+
+    /// Says which life this node leads from now on; `None`: none.
+    pub(crate) fn set_incarnation(&self, incarnation: Option<Incarnation>) {
+        self.incarnation.store(incarnation.map_or(0, |incarnation| incarnation.0), Ordering::Relaxed);
     }
 
     /// Never held across an await. Whoever holds it locks nothing else but the bus.
@@ -131,24 +228,22 @@ impl Node {
         self.grants.lock().expect("nobody panics while holding the grants")
     }
 
+    /// What this node last told of itself.
+    pub(crate) fn card(&self) -> MutexGuard<'_, Option<Card>> {
+        self.card.lock().expect("nobody panics while holding the card")
+    }
+
     pub(crate) fn name(&self) -> &NodeName {
         &self.name
     }
 
+    /// This node's life; of number 0, which is nobody's, where it isn't in the log.
     pub(crate) fn incarnation(&self) -> Incarnation {
-        self.incarnation
+        Incarnation(self.incarnation.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn log(&self) -> &LocalLog {
-        &self.log
-    }
-
-    pub(crate) fn log_identity(&self) -> u64 {
-        self.log.identity()
-    }
-
-    pub(crate) fn known_since(&self) -> Millis {
-        self.log.born()
+    pub(crate) fn engine(&self) -> &dyn Engine {
+        &*self.engine
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -162,11 +257,5 @@ impl Node {
 
     pub(crate) fn is_single(&self) -> bool {
         self.single.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.log.bus().leave(self.incarnation);
     }
 }

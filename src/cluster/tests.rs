@@ -3,6 +3,7 @@
 mod nodes;
 mod random;
 mod rules;
+mod simulation;
 mod watching;
 
 use std::{
@@ -37,7 +38,14 @@ impl Clock {
 }
 
 fn options() -> Options {
-    Options { connections_per_uid: 1, history: 1_000, settle: Duration::ZERO, keepalive: Duration::from_secs(15) }
+    Options {
+        connections_per_uid: 1,
+        history: 1_000,
+        settle: Duration::ZERO,
+        keepalive: Duration::from_secs(15),
+        forward_timeout: Duration::from_secs(2),
+        broadcast_timeout: Duration::from_secs(30),
+    }
 }
 
 fn name(text: &str) -> NodeName {

@@ -14,7 +14,7 @@ use super::{
     cursor::{Cursor, hash_of},
     directory::{Entry, PARTS, part_of},
     fold::State,
-    node::{Node, Presence},
+    node::{LogIdentity, Node, Presence},
 };
 
 /// The most events of one update. The longest uid and node name make each less than 500 bytes, so an update is well
@@ -58,8 +58,10 @@ pub(crate) struct Watcher {
 enum Phase {
     /// Its cursor has yet to be compared with the log, or is ahead of it.
     Resume {
+        log: u64,
         place: u64,
-        until: Instant,
+        /// Until when it may be ahead, once that has been seen.
+        until: Option<Instant>,
     },
     /// It has to begin anew.
     Reset,
@@ -95,6 +97,12 @@ struct Position {
     taken: VecDeque<PresenceEvent>,
     /// Whether updates carry a cursor.
     resumable: bool,
+    /// Nothing has been told yet.
+    fresh: bool,
+    /// The log that it follows.
+    log: u64,
+    /// The node isn't in step with the log: there is nothing to tell.
+    waits_for_open: bool,
 }
 
 enum Step {
@@ -114,8 +122,8 @@ impl Watcher {
         let phase = match Cursor::read(resume_after) {
             _ if resume_after.is_empty() && skip_snapshot => Phase::Settle,
             _ if resume_after.is_empty() => Phase::Parts,
-            Some(cursor) if cursor.log == node.log_identity() && cursor.filter == filter_hash => {
-                Phase::Resume { place: cursor.place, until: now + AHEAD }
+            Some(cursor) if cursor.filter == filter_hash => {
+                Phase::Resume { log: cursor.log, place: cursor.place, until: None }
             }
             _ => Phase::Reset,
         };
@@ -136,6 +144,9 @@ impl Watcher {
             looked_up: 0,
             taken: VecDeque::new(),
             resumable: phase == Phase::Settle,
+            fresh: true,
+            log: 0,
+            waits_for_open: false,
         };
         position.begin_at_end(&mut node.presence());
         let quiet_until = now + node.options().keepalive;
@@ -160,9 +171,15 @@ impl Watcher {
                 Step::Wait(until) => {
                     let until = until.map_or(self.quiet_until, |until| until.min(self.quiet_until));
                     let Self { node, position, .. } = self;
-                    let hit = poll_fn(|context| match node.presence().watchers.poll(position.id, context.waker()) {
-                        true => Poll::Ready(()),
-                        false => Poll::Pending,
+                    let hit = poll_fn(|context| {
+                        let mut presence = node.presence();
+                        let open = presence.is_open();
+                        // Opened since it was looked at.
+                        let opened = open && position.waits_for_open;
+                        match presence.watchers.poll(position.id, context.waker(), open) || opened {
+                            true => Poll::Ready(()),
+                            false => Poll::Pending,
+                        }
                     });
                     // In time or not, the next step finds out.
                     _ = timeout_at(until, hit).await;
@@ -187,14 +204,18 @@ impl Watcher {
     /// A function of its own: no lock is held across an await.
     fn step(&mut self) -> Step {
         let mut presence = self.node.presence();
-        self.position.step(&mut presence, self.node.known_since(), self.node.settled_at())
+        let step = self.position.step(&mut presence, self.node.settled_at());
+        if matches!(step, Step::Tell(_)) {
+            self.position.fresh = false;
+        }
+        step
     }
 
     fn update(&mut self, events: Vec<PresenceEvent>) -> Update {
         self.quiet_until = Instant::now() + self.node.options().keepalive;
-        let Position { place, filter_hash: filter, resumable, .. } = self.position;
-        let cursor = Cursor { log: self.node.log_identity(), place, filter };
-        Update { events, cursor: if resumable { cursor.text() } else { String::new() } }
+        let Position { place, filter_hash: filter, resumable, log, waits_for_open, .. } = self.position;
+        let cursor = Cursor { log, place, filter };
+        Update { events, cursor: if resumable && !waits_for_open { cursor.text() } else { String::new() } }
     }
 }
 
@@ -209,13 +230,26 @@ impl Drop for Watcher {
 
 impl Position {
     /// One exact moment: the caller holds the lock.
-    fn step(&mut self, presence: &mut Presence, born: Millis, settled_at: Instant) -> Step {
-        if let Phase::Resume { place, until } = self.phase {
-            if place > presence.ring.folded() && Instant::now() < until {
+    fn step(&mut self, presence: &mut Presence, settled_at: Instant) -> Step {
+        let log = presence.log.filter(|_| presence.is_open());
+        self.waits_for_open = log.is_none();
+        let Some(LogIdentity { id, born }) = log else { return Step::Wait(None) };
+        self.log = id;
+        if let Phase::Resume { log, place, until } = self.phase {
+            let now = Instant::now();
+            let until = until.unwrap_or(now + AHEAD);
+            if log == id && place > presence.ring.folded() && now < until {
+                self.phase = Phase::Resume { log, place, until: Some(until) };
                 presence.watchers.await_any(self.id);
                 return Step::Wait(Some(until));
             }
-            self.resume(presence, place);
+            self.resume(presence, log, place);
+        }
+        if self.fresh && matches!(self.phase, Phase::Parts | Phase::Settle) && self.next < presence.ring.first() {
+            // What was there before the node got in step was never told.
+            (self.looked_up, self.parts) = (0, if self.phase == Phase::Settle { PARTS } else { 0 });
+            self.taken.clear();
+            self.begin_at_end(presence);
         }
         if self.phase == Phase::Reset {
             return self.reset(presence, born);
@@ -261,9 +295,9 @@ impl Position {
     }
 
     /// Grants what a cursor asks for, or doesn't.
-    fn resume(&mut self, presence: &mut Presence, place: u64) {
+    fn resume(&mut self, presence: &mut Presence, log: u64, place: u64) {
         let Presence { ring, watchers, .. } = presence;
-        if place < ring.floor() || place > ring.folded() {
+        if log != self.log || place < ring.floor() || place > ring.folded() {
             self.phase = Phase::Reset;
             return;
         }

@@ -38,7 +38,7 @@ impl Control {
                 },
             });
         });
-        Ok(IsOnlineResponse { states, known_since: Some(convert::timestamp(cluster.known_since())) })
+        Ok(IsOnlineResponse { states, known_since: cluster.known_since().map(convert::timestamp) })
     }
 
     pub(super) fn watch(

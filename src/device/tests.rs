@@ -115,10 +115,12 @@ impl Node {
         change(&mut config);
         let name = NodeName::new("node-1");
         let options = Options {
-            connections_per_uid: config.connections_per_uid,
+            connections_per_uid: config.connections_per_uid as u16,
             history: 1_000,
             settle: Duration::ZERO,
             keepalive: seconds(15),
+            forward_timeout: seconds(2),
+            broadcast_timeout: seconds(30),
         };
         let (cluster, _) = Cluster::join(&LocalLog::new(1, |_| {}), name.clone(), options);
         let settings = Settings {

@@ -172,6 +172,10 @@ impl Hub {
                     }
                 }
                 Inbound::Push { push, answer } => self.push_for_other(&push, answer),
+                Inbound::Holds { uids, answer } => {
+                    let holds = uids.iter().map(|uid| self.0.registry.find(uid.as_str()).iter().next().is_some());
+                    let _ = answer.send(holds.collect());
+                }
                 Inbound::Broadcast { uri, body, answer } => {
                     let hub = self.clone();
                     tokio::spawn(async move {
@@ -196,26 +200,28 @@ impl Hub {
         }
     }
 
-    fn push_for_other(&self, push: &ForwardedPush, answer: tokio::sync::oneshot::Sender<Option<PushOutcome>>) {
+    fn push_for_other(&self, push: &ForwardedPush, answer: tokio::sync::oneshot::Sender<Forwarded>) {
         let ack = match push.ack_timeout {
             None => None,
             Some(timeout) => match Arc::clone(&self.0.ack_waits).try_acquire_owned() {
                 Ok(permit) => Some(Ack { deadline: Instant::now() + timeout, permit: Some(permit) }),
                 // Takes no more at this time; nothing was sent.
                 Err(_) => {
-                    let _ = answer.send(Some(PushOutcome::unsent(PushStatus::Unreachable)));
+                    let _ = answer.send(Forwarded::Unreachable);
                     return;
                 }
             },
         };
         match self.push_here(push.uid.as_str(), Push { uri: &push.uri, body: &push.body }, ack) {
             Pushed::Done(outcome) => {
-                let here = (outcome.status != PushStatus::Offline).then_some(outcome);
-                let _ = answer.send(here);
+                let _ = answer.send(match outcome.status {
+                    PushStatus::Offline => Forwarded::NotHere,
+                    _ => Forwarded::Outcome(outcome),
+                });
             }
             Pushed::Waiting(waiting) => {
                 tokio::spawn(async move {
-                    let _ = answer.send(Some(waiting.await));
+                    let _ = answer.send(Forwarded::Outcome(waiting.await));
                 });
             }
             Pushed::Elsewhere(_) => unreachable!("this node was asked for its own connections"),

@@ -187,7 +187,7 @@ impl Bound {
                 tracing::warn!("callers that didn't read are cut off");
             }
             http_end.cancel();
-            parts.hub.cluster().leave();
+            parts.hub.cluster().leave().await;
             parts.numbers.close();
             drop(watching);
             tracing::info!("stopped");
@@ -232,6 +232,7 @@ impl Parts {
             draining: false,
             connections: 0,
             capacity,
+            lag_ms: 0,
             addresses: config::advertised(&self.config, addresses.device),
             addresses_tls: config::advertised_tls(&self.config, addresses.device_tls),
         }

@@ -22,6 +22,7 @@ fn card(connections: u32, capacity: u32, address: &str) -> Card {
         draining: false,
         connections,
         capacity,
+        lag_ms: 0,
         addresses: vec![address.into()],
         addresses_tls: Vec::new(),
     }
@@ -62,7 +63,7 @@ async fn a_node_that_joins_knows_what_was_before() {
     let cursor = told_now(&mut a.everyone()).unwrap().cursor;
     a.go("x", 1);
     assert_eq!(words(&mut b.watch(Vec::new(), true, &cursor)), "-x live");
-    b.leave();
+    drop(b.leave());
     assert!(a.is_single());
 }
 
@@ -92,9 +93,9 @@ async fn who_leaves_takes_its_devices_offline_as_draining_and_claims_no_more() {
     }
     b.come("stays", 1);
     let mut watcher = b.watch(vec![uid("u1"), uid("u2000")], true, "");
-    a.leave();
+    drop(a.leave());
     a.come("late", 5_000);
-    a.leave();
+    drop(a.leave());
     assert!(a_inbox.recv().await.is_none());
     assert_eq!(b.uids(), 1);
     assert_eq!(b.nodes(), [name("b")]);
@@ -115,8 +116,8 @@ async fn a_push_goes_to_the_node_that_holds_the_uid() {
         while let Some(Inbound::Push { push, answer }) = b_inbox.recv().await {
             seen.push(push.uid.to_string());
             match push.uid.as_str() {
-                "here" => answer.send(Some(PushOutcome::unsent(PushStatus::QueueFull))).unwrap(),
-                "gone" => answer.send(None).unwrap(),
+                "here" => answer.send(Forwarded::Outcome(PushOutcome::unsent(PushStatus::QueueFull))).unwrap(),
+                "gone" => answer.send(Forwarded::NotHere).unwrap(),
                 _ => drop(answer),
             }
             if seen.len() == 3 {
@@ -218,7 +219,7 @@ async fn a_device_is_sent_to_the_ready_node_with_the_lowest_load() {
         b.announce(bad);
         assert_eq!(a.choose_host(Transport::Tcp), Some(("a:1".into(), name("a"))));
     }
-    b.leave();
+    drop(b.leave());
     a.announce(Card { draining: true, ..card(0, 100, "a:1") });
     assert_eq!(a.choose_host(Transport::Tcp), None);
 }

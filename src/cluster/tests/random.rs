@@ -108,7 +108,7 @@ fn wants(filter: u8, n: usize) -> bool {
 }
 
 impl World {
-    fn new(nodes: usize, connections_per_uid: u32, history: usize) -> Self {
+    fn new(nodes: usize, connections_per_uid: u16, history: usize) -> Self {
         let clock = Clock::default();
         let log = clock.log();
         let options = Options { connections_per_uid, history, ..options() };
@@ -204,14 +204,14 @@ impl World {
         let (name, life) = (node.name().clone(), node.incarnation().0);
         match how {
             0 => assert!(self.log.end(&name)),
-            1 => node.leave(),
+            1 => drop(node.leave()),
             _ => {}
         }
         let late = node.clone();
         self.nodes[at] = Cluster::join(&self.log, name, self.options.clone());
         // What the old life says late does nothing.
         late.come("u0", 1);
-        late.leave();
+        drop(late.leave());
         self.truth.iter_mut().for_each(|held| held.retain(|conn| conn.life != life));
         self.half_open.retain(|conn| conn.life != life);
     }
@@ -433,7 +433,7 @@ proptest! {
     fn whatever_happens_every_watcher_knows_the_truth(
         ops in ops(),
         nodes in 1..4_usize,
-        connections_per_uid in 1..3_u32,
+        connections_per_uid in 1..3_u16,
         history in prop_oneof![1..5_usize, Just(1_000)],
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();

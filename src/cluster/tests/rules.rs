@@ -1,7 +1,7 @@
 //! Each rule of the fold, by itself.
 
 use crate::{
-    cluster::fold::{Effects, Incarnation, Message, RECORDS_MAX, Record, State, Told, fold},
+    cluster::fold::{Effects, Incarnation, Join, Message, RECORDS_MAX, Record, SPEAKS, State, Told, fold},
     model::{ConnectionNumber, EndReason, Millis, NodeName, OfflineReason, Uid},
 };
 
@@ -16,7 +16,7 @@ struct Log {
 }
 
 impl Log {
-    fn new(connections_per_uid: u32) -> Self {
+    fn new(connections_per_uid: u16) -> Self {
         Self { state: State::new(connections_per_uid), sequence: 0, time: 100 * SECOND, numbers: Default::default() }
     }
 
@@ -28,7 +28,7 @@ impl Log {
     }
 
     fn join(&mut self, name: &str, start: u64, attempt: u32) -> (Incarnation, Effects) {
-        let effects = self.fold(&Message::Join { name: NodeName::new(name), start, attempt });
+        let effects = self.fold(&join(name, start, attempt, 1));
         (Incarnation(self.sequence), effects)
     }
 
@@ -40,7 +40,7 @@ impl Log {
         let next = self.numbers.entry(incarnation).or_default();
         *next += 1;
         let number = *next - 1;
-        self.fold(&Message::Batch { incarnation, number, records })
+        self.fold(&batch(incarnation, number, records))
     }
 
     fn claim(&mut self, node: Incarnation, uid: &str, number: u32) -> Effects {
@@ -58,6 +58,15 @@ impl Log {
         let held = entry.into_iter().flat_map(|entry| entry.connections());
         held.map(|held| (self.state.node(held.node).incarnation, held.number.0)).collect()
     }
+}
+
+fn join(name: &str, start: u64, attempt: u32, connections_per_uid: u16) -> Message<'static> {
+    let (name, version) = (NodeName::new(name), "1".into());
+    Message::Join(Join { name, start, attempt, speaks: SPEAKS, connections_per_uid, version })
+}
+
+fn batch(incarnation: Incarnation, number: u64, records: &[Record]) -> Message<'_> {
+    Message::Batch { incarnation, number, sent: 0, records: records.into() }
 }
 
 fn claim(uid: &str, number: u32, replaces: Option<u32>, accepted: u64) -> Record {
@@ -139,10 +148,10 @@ fn a_batch_counts_once_and_in_order() {
     let mut log = Log::new(1);
     let incarnation = log.node("a");
     let (x, y) = ([claim("x", 1, None, log.time)], [claim("y", 2, None, log.time)]);
-    assert!(log.fold(&Message::Batch { incarnation, number: 1, records: &y }).changes.is_empty());
-    assert_eq!(log.fold(&Message::Batch { incarnation, number: 0, records: &x }).changes.len(), 1);
-    log.fold(&Message::Batch { incarnation, number: 1, records: &[release("x", 1)] });
-    assert!(log.fold(&Message::Batch { incarnation, number: 0, records: &x }).changes.is_empty());
+    assert!(log.fold(&batch(incarnation, 1, &y)).changes.is_empty());
+    assert_eq!(log.fold(&batch(incarnation, 0, &x)).changes.len(), 1);
+    log.fold(&batch(incarnation, 1, &[release("x", 1)]));
+    assert!(log.fold(&batch(incarnation, 0, &x)).changes.is_empty());
     assert!(!log.online("x"));
 }
 

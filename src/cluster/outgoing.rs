@@ -1,0 +1,226 @@
+//! What a node has to tell the log and hasn't told yet, and what it holds: written by whoever serves a device, read by
+//! who writes the batches.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard},
+};
+
+use hashbrown::HashMap;
+use tokio::sync::{Notify, oneshot};
+
+use crate::model::{ConnectionNumber, EndReason, Millis, Uid};
+
+use super::{
+    fold::{RECORDS_MAX, Record},
+    hosts::Card,
+    wire::{RECORD_BYTES_MAX, encode_record},
+};
+
+/// The longest record that waits here: a claim of the longest uid.
+const RECORD_MAX: usize = 3 + 4 + 4 + 8 + 1 + 255;
+
+/// What waits. Bounded by the connections that the node holds, and those that the log still has of it: a claim that
+/// hasn't left is taken back by its release, and passes its place on to the claim that replaces it.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    queue: Mutex<Queue>,
+    /// Something waits that didn't.
+    pub(crate) woken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// The node is in the log; else nothing waits: it claims all it holds when it gets in.
+    is_in: bool,
+    held: HashMap<ConnectionNumber, Held>,
+    /// By the place in which they came.
+    waiting: BTreeMap<u64, Waiting>,
+    next: u64,
+    /// Where the claims are that wait.
+    claims: HashMap<ConnectionNumber, u64>,
+    card: Option<Card>,
+    /// For whom all that is written now has to be read.
+    barriers: Vec<oneshot::Sender<bool>>,
+    leaves: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    uid: Uid,
+    /// On the node's own clock.
+    accepted: Millis,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Claim { number: ConnectionNumber, replaces: Option<ConnectionNumber> },
+    Release { uid: Uid, number: ConnectionNumber, reason: EndReason },
+}
+
+impl Outgoing {
+    pub(crate) fn claim(
+        &self,
+        uid: &Uid,
+        number: ConnectionNumber,
+        replaces: Option<ConnectionNumber>,
+        accepted: Millis,
+    ) {
+        let mut queue = self.queue();
+        queue.held.insert(number, Held { uid: uid.clone(), accepted });
+        let replaced_was_held = replaces.is_some_and(|old| queue.held.remove(&old).is_some());
+        if !queue.is_in {
+            return;
+        }
+        let replaces = replaces.filter(|_| replaced_was_held);
+        let place = replaces.and_then(|old| queue.claims.remove(&old));
+        if let Some(place) = place {
+            // The log has never heard of the one that is replaced.
+            if let Some(Waiting::Claim { number: waits, .. }) = queue.waiting.get_mut(&place) {
+                *waits = number;
+            }
+            queue.claims.insert(number, place);
+            return;
+        }
+        let place = queue.push(Waiting::Claim { number, replaces });
+        queue.claims.insert(number, place);
+        drop(queue);
+        self.woken.notify_one();
+    }
+
+    pub(crate) fn release(&self, uid: &Uid, number: ConnectionNumber, reason: EndReason) {
+        let mut queue = self.queue();
+        let was_held = queue.held.remove(&number).is_some();
+        if !queue.is_in || !was_held {
+            return;
+        }
+        let mut number = number;
+        if let Some(place) = queue.claims.remove(&number) {
+            match queue.waiting.remove(&place) {
+                // The log still has the one whose place it would have taken.
+                Some(Waiting::Claim { replaces: Some(old), .. }) => number = old,
+                _ => return,
+            }
+        }
+        queue.push(Waiting::Release { uid: uid.clone(), number, reason });
+        drop(queue);
+        self.woken.notify_one();
+    }
+
+    /// The log has displaced a connection of this node: nothing more is said of it.
+    pub(crate) fn displaced(&self, number: ConnectionNumber) {
+        self.queue().held.remove(&number);
+    }
+
+    /// The node is in the log, for the first time or again: all that it holds waits to be claimed.
+    pub(crate) fn enter(&self) {
+        let mut queue = self.queue();
+        queue.clear();
+        queue.is_in = true;
+        let mut held: Vec<_> = queue.held.iter().map(|(number, held)| (held.accepted, *number)).collect();
+        // Oldest first, so that the newest of a uid stays.
+        held.sort_unstable();
+        for (_, number) in held {
+            let place = queue.push(Waiting::Claim { number, replaces: None });
+            queue.claims.insert(number, place);
+        }
+    }
+
+    /// The node isn't in the log any more.
+    pub(crate) fn exit(&self) {
+        let mut queue = self.queue();
+        queue.clear();
+        queue.is_in = false;
+        // Their askers are told that it can't be told.
+        queue.barriers.clear();
+    }
+
+    pub(crate) fn announce(&self, card: Card) {
+        self.queue().card = Some(card);
+        self.woken.notify_one();
+    }
+
+    /// What the node told of itself last.
+    pub(crate) fn card(&self) -> Option<Card> {
+        self.queue().card.clone()
+    }
+
+    /// Resolves to true once a batch that is written after this call has been read back.
+    pub(crate) fn barrier(&self) -> oneshot::Receiver<bool> {
+        let (done, answer) = oneshot::channel();
+        let mut queue = self.queue();
+        if queue.is_in {
+            queue.barriers.push(done);
+            drop(queue);
+            self.woken.notify_one();
+        }
+        answer
+    }
+
+    /// Releases all that is held, as draining: the node is about to leave.
+    pub(crate) fn leave(&self) {
+        let held: Vec<_> = self.queue().held.iter().map(|(number, held)| (*number, held.uid.clone())).collect();
+        for (number, uid) in held {
+            self.release(&uid, number, EndReason::Draining);
+        }
+        self.queue().leaves = true;
+        self.woken.notify_one();
+    }
+
+    pub(crate) fn leaves(&self) -> bool {
+        self.queue().leaves
+    }
+
+    /// How many records wait.
+    pub(crate) fn len(&self) -> usize {
+        self.queue().waiting.len()
+    }
+
+    pub(crate) fn has_barriers(&self) -> bool {
+        !self.queue().barriers.is_empty()
+    }
+
+    /// Those who wait for the batch that is written now.
+    pub(crate) fn take_barriers(&self) -> Vec<oneshot::Sender<bool>> {
+        std::mem::take(&mut self.queue().barriers)
+    }
+
+    /// Appends what waits to a batch that has `count` records, as much as fits. `skew` is what the log's clock is ahead of
+    /// the node's, in ms.
+    pub(crate) fn take(&self, mut count: usize, skew: i64, out: &mut Vec<u8>) {
+        let mut queue = self.queue();
+        while count < RECORDS_MAX && out.len() + RECORD_MAX <= RECORD_BYTES_MAX {
+            let Some((_, waiting)) = queue.waiting.pop_first() else { break };
+            let record = match waiting {
+                Waiting::Claim { number, replaces } => {
+                    queue.claims.remove(&number);
+                    // Displaced before it was claimed.
+                    let Some(Held { uid, accepted }) = queue.held.get(&number).cloned() else { continue };
+                    let accepted = Millis(accepted.0.saturating_add_signed(skew));
+                    Record::Claim { uid, number, replaces, accepted }
+                }
+                Waiting::Release { uid, number, reason } => Record::Release { uid, number, reason },
+            };
+            encode_record(&record, out);
+            count += 1;
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().expect("nobody panics while holding the queue")
+    }
+}
+
+impl Queue {
+    fn push(&mut self, waiting: Waiting) -> u64 {
+        let place = self.next;
+        self.next += 1;
+        self.waiting.insert(place, waiting);
+        place
+    }
+
+    fn clear(&mut self) {
+        self.waiting.clear();
+        self.claims.clear();
+    }
+}

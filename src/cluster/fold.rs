@@ -231,6 +231,10 @@ impl State {
         self.parts.is_some()
     }
 
+    pub(crate) fn rules(&self) -> Rules {
+        self.rules
+    }
+
     /// How many connections a uid may have.
     pub(crate) fn connections_per_uid(&self) -> u16 {
         self.connections_per_uid
@@ -319,7 +323,9 @@ pub(crate) fn fold(state: &mut State, sequence: u64, at: Millis, message: &Messa
     match message {
         Message::Join(join) => fold_join(state, sequence, at, join, effects),
         Message::Batch { incarnation, number, records, .. } => {
-            let Some(index) = state.index_of(*incarnation).or_else(|| state.index_of_ended(*incarnation)) else { return };
+            let Some(index) = state.index_of(*incarnation).or_else(|| state.index_of_ended(*incarnation)) else {
+                return;
+            };
             let once_in_order = state.rules.hold(Rule::OnceInOrder);
             let node = state.node_mut(index);
             if node.next != *number && once_in_order {

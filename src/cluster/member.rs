@@ -402,14 +402,7 @@ impl Member {
     }
 
     /// A message of the log. Out of order, it is a gap.
-    pub(crate) fn message(
-        &mut self,
-        now: Micros,
-        sequence: u64,
-        at: Millis,
-        bytes: &[u8],
-        out: &mut Vec<Command>,
-    ) {
+    pub(crate) fn message(&mut self, now: Micros, sequence: u64, at: Millis, bytes: &[u8], out: &mut Vec<Command>) {
         if let Step::Listening { after } = self.step {
             return self.overhear(now, after, (sequence, at), bytes, out);
         }
@@ -531,7 +524,7 @@ impl Member {
             self.read_own_end(now, out);
         }
         self.effects = effects;
-        self.take_parts(now, sequence);
+        self.take_parts(now, sequence, at);
         self.check_ready(now);
     }
 
@@ -674,20 +667,23 @@ impl Member {
         let loading = self.loading.take();
         self.begin(state.with_rules(rules), log, head.sequence, head.at);
         self.loading = loading;
-        self.take_parts(now, head.sequence);
+        self.take_parts(now, head.sequence, head.at);
         self.ask(now, out);
     }
 
     /// Takes in the parts that are exact at `sequence`.
-    fn take_parts(&mut self, now: Micros, sequence: u64) {
+    fn take_parts(&mut self, now: Micros, sequence: u64, at: Millis) {
         let Some(mut loading) = self.loading.take() else { return };
         let mut whole = Ok(false);
-        self.node.change(|presence| whole = loading.take(sequence, &mut presence.state));
+        self.node.change(|presence| whole = loading.take(sequence, at, &mut presence.state));
         match whole {
             Ok(false) => self.loading = Some(loading),
             Ok(true) => {}
             // What a node told that doesn't hold together: none of it counts.
-            Err(_) => self.forget(now),
+            Err(_) => {
+                self.forget(now);
+                self.retry(now);
+            }
         }
     }
 

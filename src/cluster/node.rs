@@ -20,6 +20,7 @@ use super::{
     fold::{Effects, Incarnation, Message, State, end_of, fold},
     hosts::{Card, Grants},
     log::LocalLog,
+    rules::Rule,
 };
 
 /// How a node takes part.
@@ -162,8 +163,9 @@ impl Node {
         ring.folded_to(end_of(sequence));
         watchers.note_any(ring.end(), wakers);
         let own = self.incarnation();
+        let closes = closes.as_ref().filter(|_| state.rules().hold(Rule::Displaced));
         for (incarnation, uid, number) in &effects.displaced {
-            if let Some(closes) = closes.as_ref().filter(|_| *incarnation == own) {
+            if let Some(closes) = closes.filter(|_| *incarnation == own) {
                 // Fails where nobody takes what comes in any more, and then nobody holds connections either.
                 _ = closes.send((uid.clone(), *number));
             }

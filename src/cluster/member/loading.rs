@@ -1,9 +1,12 @@
 //! A snapshot on its way: 256 parts, each exact at its own place in the log.
 
 use super::{Incarnation, LogIdentity, State, wire};
-use crate::cluster::{
-    directory::PARTS,
-    wire::{PartHead, Unreadable},
+use crate::{
+    cluster::{
+        directory::PARTS,
+        wire::{PartHead, Unreadable},
+    },
+    model::Millis,
 };
 
 /// How many parts are asked for at a time.
@@ -78,9 +81,13 @@ impl Loading {
             return Took::More;
         }
         let Ok(head) = wire::part_head(&bytes) else { return Took::Useless };
-        let first = self.parts[0].as_ref().map(|(first, _)| first.sequence);
-        if head.part != part || first.is_some_and(|first| head.sequence < first) {
+        if head.part != part {
             return Took::Useless;
+        }
+        // What comes before the first part, or is older, was asked for in an earlier try.
+        let first = self.parts[0].as_ref().map(|(first, _)| first.sequence);
+        if part != 0 && first.is_none_or(|first| head.sequence < first) {
+            return Took::More;
         }
         self.of = Some(of);
         self.parts[index] = Some((head, bytes));
@@ -94,14 +101,19 @@ impl Loading {
         Ok((wire::decode_live(bytes)?, *head))
     }
 
-    /// Puts those parts into `state` that are exact at `sequence`; true where none is left.
-    pub(crate) fn take(&mut self, sequence: u64, state: &mut State) -> Result<bool, Unreadable> {
+    /// Puts those parts into `state` that are exact at `sequence`, a message that the log took `at`; true where none is
+    /// left.
+    pub(crate) fn take(&mut self, sequence: u64, at: Millis, state: &mut State) -> Result<bool, Unreadable> {
         if !state.is_partial() {
             return Ok(false);
         }
         for part in &mut self.parts {
             if part.as_ref().is_some_and(|(head, _)| head.sequence <= sequence || !self.exact) {
-                let (_, bytes) = part.take().expect("it was just seen");
+                let (head, bytes) = part.take().expect("it was just seen");
+                if self.exact && (head.sequence, head.at) != (sequence, at) {
+                    // Another history of the log.
+                    return Err(Unreadable);
+                }
                 wire::decode_part(&bytes, state)?;
             }
         }

@@ -48,6 +48,9 @@ pub(super) struct Engine {
     connections_per_uid: u16,
     /// The log was rolled back, and a node knows: what is written to it now will be void.
     doomed: bool,
+    from_the_dead: bool,
+    /// How often a uid came online by a node that had ended.
+    pub(super) ghosts: u64,
     /// What every fold has to tell, over all logs.
     pub(super) changes: Vec<PresenceChange>,
     /// Who has ended, and by what.
@@ -66,6 +69,8 @@ impl Engine {
             rules,
             connections_per_uid,
             doomed: false,
+            from_the_dead: false,
+            ghosts: 0,
             changes: Vec::new(),
             ended: Vec::new(),
         }
@@ -90,6 +95,9 @@ impl Engine {
         let sequence = stream.last() + 1;
         self.latest = self.latest.max(Millis(now.0 + self.ahead));
         if let Ok(message) = wire::decode(&bytes) {
+            if let crate::cluster::fold::Message::Batch { incarnation, .. } = &message {
+                self.from_the_dead = stream.state.index_of(*incarnation).is_none();
+            }
             let names: Vec<_> = stream.state.live().map(|live| (live.incarnation, live.name.clone())).collect();
             let mut effects = Effects::default();
             fold(&mut stream.state, sequence, self.latest, &message, &mut effects);
@@ -99,6 +107,10 @@ impl Engine {
                 other => format!("{other:?}"),
             };
             self.ended.extend(ended.map(|(incarnation, name)| (incarnation, name, by.clone())));
+            if self.from_the_dead {
+                let online = effects.changes.iter().flat_map(|told| (0..told.uids().len()).map(|n| told.change(n)));
+                self.ghosts += online.filter(|change| change.offline.is_none()).count() as u64;
+            }
             for told in effects.changes.iter().filter(|_| !self.doomed) {
                 self.changes.extend((0..told.uids().len()).map(|index| told.change(index)));
             }

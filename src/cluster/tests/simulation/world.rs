@@ -35,6 +35,8 @@ pub(super) struct Outcome {
     pub(super) changes: u64,
     pub(super) deaths: u64,
     pub(super) healthy_ended: u64,
+    /// How often a uid came online by a node that had ended.
+    pub(super) ghosts: u64,
     pub(super) states_lost: u64,
     pub(super) resets: u64,
 }
@@ -45,6 +47,7 @@ impl Outcome {
         self.changes += other.changes;
         self.deaths += other.deaths;
         self.healthy_ended += other.healthy_ended;
+        self.ghosts += other.ghosts;
         self.states_lost += other.states_lost;
         self.resets += other.resets;
         self
@@ -189,6 +192,8 @@ pub(super) struct World {
     loss: u64,
     numbers: u32,
     open: BTreeMap<(usize, u32), Open>,
+    /// Of all that ever were: whose, and when they were accepted.
+    logins: BTreeMap<u32, (usize, u64)>,
     /// By time, then order: whose, of which life.
     events: BTreeMap<(u64, u64), (usize, u64, Happens)>,
     counter: u64,
@@ -202,7 +207,7 @@ impl World {
     pub(super) fn new(seed: u64, rules: Rules) -> Self {
         let mut random = Random(seed);
         let connections_per_uid = 1 + random.below(2) as u16;
-        let keeps = [100_000, 300][usize::from(random.chance(300))];
+        let keeps = [100_000, 250][usize::from(random.chance(500))];
         let clock = Clock::default();
         clock.set(0);
         Self {
@@ -221,6 +226,7 @@ impl World {
             engine_back: 0,
             numbers: 0,
             open: BTreeMap::new(),
+            logins: BTreeMap::new(),
             events: BTreeMap::new(),
             counter: 0,
             outcome: Outcome::default(),
@@ -247,6 +253,7 @@ impl World {
         }
         self.check();
         self.outcome.changes = self.engine.changes.len() as u64;
+        self.outcome.ghosts = self.engine.ghosts;
         self.outcome
     }
 
@@ -261,14 +268,12 @@ impl World {
     fn start(&mut self, node: usize) {
         let outgoing = Arc::new(Outgoing::default());
         let (closes, _, inbox) = Inbox::new();
-        let options = Options {
-            connections_per_uid: self.connections_per_uid,
-            history: 1 << 20,
-            ..options()
-        };
+        let options = Options { connections_per_uid: self.connections_per_uid, history: 1 << 20, ..options() };
         let words = Arc::new(Words(outgoing.clone(), self.clock.clone()));
         let inner = Node::new(name(&format!("n{node}")), words, false, closes, options);
-        inner.change(|presence| presence.state = std::mem::replace(&mut presence.state, State::new(1)).with_rules(self.rules));
+        inner.change(|presence| {
+            presence.state = std::mem::replace(&mut presence.state, State::new(1)).with_rules(self.rules)
+        });
         let inner = Arc::new(inner);
         let settings = Settings {
             start: self.wall().0 * 1_000,
@@ -320,17 +325,18 @@ impl World {
         for command in commands {
             match command {
                 Command::Append(bytes) => {
-                    let delay = match (self.random.chance(self.loss), self.random.chance(if self.quiet { 0 } else { 10 })) {
-                        (true, _) => continue,
-                        (_, true) => self.random.below(15_000),
-                        _ => {
-                            // In order, as a connection is.
-                            let at = self.now + self.random.below(40);
-                            let process = self.processes[node].as_mut().expect("it has just spoken");
-                            process.last_out = process.last_out.max(at);
-                            process.last_out - self.now
-                        }
-                    };
+                    let delay =
+                        match (self.random.chance(self.loss), self.random.chance(if self.quiet { 0 } else { 10 })) {
+                            (true, _) => continue,
+                            (_, true) => self.random.below(15_000),
+                            _ => {
+                                // In order, as a connection is.
+                                let at = self.now + self.random.below(40);
+                                let process = self.processes[node].as_mut().expect("it has just spoken");
+                                process.last_out = process.last_out.max(at);
+                                process.last_out - self.now
+                            }
+                        };
                     self.at(delay, node, Happens::Write(bytes));
                 }
                 Command::Bounds | Command::Create { .. } | Command::Discard(_) => {
@@ -545,10 +551,11 @@ impl World {
         let process = self.processes[node].as_ref().expect("it has just spoken");
         process.cluster.release(&uid_of(gone.uid), ConnectionNumber(number), EndReason::Replaced);
         let close = CLOSE_LOGINS + if self.leader_jumped { LEADER_AHEAD } else { 0 };
-        let newer = self.open.values().filter(|open| open.uid == gone.uid && open.accepted + close > gone.accepted);
-        // Where the newer one has closed meanwhile, nobody can tell any more.
-        let any = self.open.values().any(|open| open.uid == gone.uid);
-        if any && !gone.half_open && newer.count() == 0 {
+        // It may have closed meanwhile.
+        let newer = self.logins.iter().filter(|(other, accepted)| {
+            **other != number && accepted.0 == gone.uid && accepted.1 + close > gone.accepted
+        });
+        if newer.count() == 0 {
             let others: Vec<_> = self.open.iter().filter(|(_, open)| open.uid == gone.uid).collect();
             self.broken(format!("an older connection took the place of {node}:{number}, {gone:?}: {others:?}"));
         }
@@ -568,9 +575,6 @@ impl World {
             });
             if healthy && self.now > self.frozen_until[node] + 5_000 && self.now > self.engine_back + 10_000 {
                 self.outcome.healthy_ended += 1;
-                if std::env::var_os("PLEX_SIMULATION_TELL").is_some() {
-                    println!("seed {} at {}: {name} ended by {by} loss {} cut {} frozen {} linked {} reader {} own {} {:?}", self.seed, self.now, self.loss, self.cut_until[node], self.frozen_until[node], self.processes[node].as_ref().unwrap().linked, self.processes[node].as_ref().unwrap().reader.is_some(), self.now-self.processes[node].as_ref().unwrap().begun, self.processes[node].as_ref().unwrap().member);
-                }
             }
         }
     }
@@ -596,6 +600,7 @@ impl World {
         if let Some(replaced) = replaces {
             self.open.remove(&(node, replaced));
         }
+        self.logins.insert(number, (uid, self.now));
         self.open.insert((node, number), Open { uid, accepted: self.now, half_open: false });
     }
 
@@ -607,7 +612,8 @@ impl World {
         match self.random.below(1_000) {
             // A device comes, or moves: the old connection closes late, or never by itself.
             0..250 => {
-                let before: Vec<_> = self.open.iter().filter(|(_, open)| open.uid == uid).map(|(key, _)| *key).collect();
+                let before: Vec<_> =
+                    self.open.iter().filter(|(_, open)| open.uid == uid).map(|(key, _)| *key).collect();
                 self.login(node, uid);
                 for (holder, number) in before {
                     if let Some(old) = self.open.get_mut(&(holder, number)) {
@@ -624,8 +630,8 @@ impl World {
                 let (node, number) = *self.open.keys().nth(pick).expect("it is one of them");
                 self.at(0, node, Happens::Close { number });
             }
-            400..404 => self.crash(node),
-            404..425 if self.processes[node].is_none() => self.start(node),
+            400..406 => self.crash(node),
+            406..425 if self.processes[node].is_none() => self.start(node),
             425..428 => self.frozen_until[node] = self.now + 500 + self.random.below(12_000),
             428..431 => self.cut_until[node] = self.now + 500 + self.random.below(12_000),
             431..433 => {
@@ -697,10 +703,13 @@ impl World {
         for (node, process) in processes.iter().enumerate() {
             let process = process.as_ref().expect("all were started");
             let presence = process.cluster.0.presence();
-            if held(&presence.state) != reference || presence.standing != Standing::InStep {
-                let (standing, mut has) = (presence.standing, held(&presence.state));
-                has.retain(|uid, held| reference.get(uid) != Some(held));
-                self.broken(format!("node {node} ({standing:?}) has {has:?} otherwise: {:?}; {reference:?}", process.member));
+            if exact(&presence.state) != exact(&stream.state) || presence.standing != Standing::InStep {
+                let (standing, here, there) = (presence.standing, exact(&presence.state), exact(&stream.state));
+                let other: Vec<_> = here.iter().zip(there).filter(|(here, there)| *here != there).collect();
+                self.broken(format!(
+                    "node {node} ({standing:?}) differs from the log in {other:?}: {:?}",
+                    process.member
+                ));
             }
             drop(presence);
             let follower = &process.follower;
@@ -722,7 +731,12 @@ impl World {
         for change in &changes {
             let before = highest.insert(change.uid.clone(), change.epoch);
             if before.is_some_and(|before| before >= change.epoch) {
-                self.broken(format!("the epochs of {} fall from {} to {}", change.uid, before.unwrap_or(0) / 1024, change.epoch / 1024));
+                self.broken(format!(
+                    "the epochs of {} fall from {} to {}",
+                    change.uid,
+                    before.unwrap_or(0) / 1024,
+                    change.epoch / 1024
+                ));
             }
         }
         self.engine.changes = changes;
@@ -742,12 +756,28 @@ fn held(state: &State) -> BTreeMap<usize, BTreeSet<(usize, u32)>> {
     let mut held = BTreeMap::new();
     for uid in 0..UIDS {
         let Some(entry) = state.directory.get(&format!("u{uid}")) else { continue };
-        let connections = entry.connections().iter().map(|connection| {
-            (state.node(connection.node).name.as_str()[1..].parse().unwrap(), connection.number.0)
-        });
+        let connections = entry
+            .connections()
+            .iter()
+            .map(|connection| (state.node(connection.node).name.as_str()[1..].parse().unwrap(), connection.number.0));
         held.insert(uid, connections.collect());
     }
     held
+}
+
+/// All that is known of each uid: its connections, oldest first, with their places, and its own.
+fn exact(state: &State) -> Vec<String> {
+    let uids = (0..UIDS).map(|uid| match state.directory.get(&format!("u{uid}")) {
+        None => format!("u{uid}: offline"),
+        Some(entry) => {
+            let connections = entry
+                .connections()
+                .iter()
+                .map(|held| (state.node(held.node).incarnation, held.number, held.epoch, held.accepted));
+            format!("u{uid} {:?} {} {:?}", entry.since(), entry.epoch(), connections.collect::<Vec<_>>())
+        }
+    });
+    uids.collect()
 }
 
 impl Follower {

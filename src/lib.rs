@@ -44,6 +44,7 @@
 //! | [`model`] | the nouns that all share: uid, push, outcome, presence event |
 //! | [`config`] | one file, over it the environment, over it flags; checked before anything starts |
 //! | `state` | what outlives a restart: the made-up secret, the mark above which numbers begin |
+//! | [`frame`], [`codec`] | what goes over the wire between a device and the gateway, and the same for who speaks with `Framed` |
 //! | `telemetry` | the log, the metrics |
 //! | `files` | files that are read again when they change |
 //! | `tls` | certificates and keys by files, handshakes and their bounds, whom the gateway and its clients trust |
@@ -51,7 +52,7 @@
 //! | `cluster` | who is online anywhere: an ordered log, a pure fold of it, the changes that watchers follow |
 //! | `hub` | who is connected here, and push to them: the registry, a connection's outbox |
 //! | `auth` | who a device is: the [`Authenticator`] and its bounds |
-//! | `device` | the device protocol: listener, handshake, session, frames |
+//! | `device` | the device protocol: listener, handshake, session |
 //! | `control` | the gRPC service: each call decodes, asks the hub, encodes |
 //! | `http` | host look-up, health for balancers, metrics |
 //! | `server` | builds the parts, runs them, stops them in order |
@@ -102,10 +103,12 @@ mod auth;
 pub mod cli;
 pub mod client;
 mod cluster;
+pub mod codec;
 pub mod config;
 mod control;
 mod device;
 mod files;
+pub mod frame;
 mod http;
 mod hub;
 pub mod model;
@@ -121,7 +124,6 @@ mod workers;
 pub use self::{
     auth::{AuthError, AuthFuture, AuthRequest, Authenticator, Identity, Trust},
     config::Config,
-    device::{codec, frame},
     files::FileError,
     model::{PresenceChange, PresenceEvent},
     server::{Addresses, Bound, Server, ServerBuilder, StartError, Stopper},

@@ -23,7 +23,7 @@ use self::{
     report::{Report, Window},
 };
 use super::{Exit, Failure, Output, gateway::GatewayArgs};
-use crate::device::frame::ByteOrder;
+use crate::frame::ByteOrder;
 
 /// What is kept of a body for the number of the push and its time.
 const BODY_BYTES_MIN: u32 = load::Stamp::BYTES as u32;

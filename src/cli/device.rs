@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     client::{Backoff, Device, DeviceOptions, DeviceTls, Event, LoginError},
-    device::frame::{self, ByteOrder},
+    frame::{self, ByteOrder},
 };
 
 /// The most that a gateway takes which doesn't tell its own limit: the default of `device.max_frame`.

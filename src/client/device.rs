@@ -25,7 +25,7 @@ pub use self::{
     login::LoginError,
     stream::{DeviceStream, DeviceTls},
 };
-use crate::device::{
+use crate::{
     codec::{CodecError, FrameCodec, OwnedMessage},
     frame::ByteOrder,
 };

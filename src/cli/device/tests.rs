@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::codec::{Encoder, FramedRead};
 
 use super::*;
-use crate::device::codec::{FrameCodec, OwnedMessage};
+use crate::codec::{FrameCodec, OwnedMessage};
 
 const CODEC: FrameCodec = FrameCodec { order: ByteOrder::Big, bytes_max: 1 << 20 };
 

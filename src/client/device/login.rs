@@ -13,7 +13,7 @@ use super::{
     AuthAnswer, Device, DeviceOptions, DeviceStream,
     event::{self, Body},
 };
-use crate::{device::codec::CodecError, files::FileError};
+use crate::{codec::CodecError, files::FileError};
 
 /// Why a device isn't connected.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::device::frame;
+use crate::frame;
 
 /// The gateway's end of a connection.
 struct Gateway {

@@ -15,5 +15,6 @@ pub use self::{
     presence::{Follower, Update},
 };
 
-#[cfg(test)]
+// They need a gateway that says what it is told to.
+#[cfg(all(test, feature = "server"))]
 mod tests;

@@ -59,6 +59,20 @@
 //! | [`client`] | what a Rust user, the commands and the tests use: `Control`, `Device` |
 //! | `cli` | the commands |
 //!
+//! # Features
+//!
+//! One crate, whose parts are chosen by features, rather than several: they share the protocol's files, the frames and the
+//! nouns, and have one version between them.
+//!
+//! | feature | what it brings |
+//! | --- | --- |
+//! | `client` | [`client`], for a backend or a device: no HTTP server, no clap, no allocator, none of the gateway's keys and metrics |
+//! | `server` | [`Server`], the gateway inside another program |
+//! | `cli` | both, and the program `plex` |
+//!
+//! All are on by default; `default-features = false, features = ["client"]` is the client alone. [`proto`], [`model`],
+//! [`frame`] and [`codec`] are always there.
+//!
 //! # Arrows, one way only
 //!
 //! ```text
@@ -99,37 +113,59 @@
 //!
 //! Lock order: a shard of the registry, the presence log, an outbox. None is held across an await.
 
+// Of the modules marked as this one is, the commands use a part, or the client one and the server another.
+#[cfg(feature = "server")]
+#[cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 mod auth;
+#[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "server")]
 mod cluster;
 pub mod codec;
+#[cfg(feature = "server")]
 pub mod config;
+#[cfg(feature = "server")]
 mod control;
+#[cfg(feature = "server")]
 mod device;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 mod files;
 pub mod frame;
+#[cfg(feature = "server")]
 mod http;
+#[cfg(feature = "server")]
 mod hub;
 pub mod model;
 pub mod proto;
+#[cfg(feature = "server")]
 mod server;
+#[cfg(feature = "server")]
 pub mod state;
+#[cfg(feature = "server")]
+#[cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 mod telemetry;
+#[cfg(feature = "server")]
 #[doc(hidden)]
 pub mod testing;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 mod tls;
+#[cfg(feature = "server")]
 mod workers;
 
+#[cfg(feature = "server")]
 pub use self::{
     auth::{AuthError, AuthFuture, AuthRequest, Authenticator, Identity, Trust},
     config::Config,
-    files::FileError,
-    model::{PresenceChange, PresenceEvent},
     server::{Addresses, Bound, Server, ServerBuilder, StartError, Stopper},
 };
+pub use self::{
+    files::FileError,
+    model::{PresenceChange, PresenceEvent},
+};
 
-/// The example of the README, so that it compiles.
-#[cfg(doctest)]
+/// The examples of the README, so that they compile.
+#[cfg(all(doctest, feature = "cli"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

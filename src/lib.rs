@@ -3,7 +3,7 @@
 //! same gateway inside your own program.
 //!
 //! ```
-//! use plex::{Config, Server, client::{Control, Device, DeviceOptions}};
+//! use plex::{Config, Server, client::{Control, Device, DeviceOptions, PushStatus}};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,7 +27,7 @@
 //! // … and a backend that pushes to it.
 //! let control = Control::connect(&format!("http://{}", addresses.control), secret.expose())?;
 //! let outcome = control.push("alice", "/greeting", "hello").await?;
-//! assert_eq!(outcome.status, plex::proto::PushStatus::Sent as i32);
+//! assert_eq!(outcome.status, PushStatus::Sent);
 //! println!("{:?}", device.next().await?);
 //!
 //! stop.shutdown();

@@ -10,30 +10,30 @@ use super::*;
 use crate::frame;
 
 /// The gateway's end of a connection.
-struct Gateway {
+pub(super) struct Gateway {
     input: FramedRead<ReadHalf<DuplexStream>, FrameCodec>,
     output: WriteHalf<DuplexStream>,
     order: ByteOrder,
 }
 
 impl Gateway {
-    fn new(stream: DuplexStream, order: ByteOrder) -> Self {
+    pub(super) fn new(stream: DuplexStream, order: ByteOrder) -> Self {
         let (input, output) = split(stream);
         Self { input: FramedRead::new(input, FrameCodec { order, bytes_max: 1 << 20 }), output, order }
     }
 
-    async fn expect(&mut self) -> OwnedMessage {
+    pub(super) async fn expect(&mut self) -> OwnedMessage {
         self.input.next().await.expect("a frame comes").expect("it can be read")
     }
 
-    async fn say(&mut self, seq: i64, uri: &str, body: &str) {
+    pub(super) async fn say(&mut self, seq: i64, uri: &str, body: &str) {
         let mut frame = Vec::new();
         frame::encode(self.order, seq, uri, body, &mut frame);
         self.output.write_all(&frame).await.expect("the device is there");
     }
 }
 
-fn options() -> DeviceOptions {
+pub(super) fn options() -> DeviceOptions {
     DeviceOptions { timeout: Duration::from_secs(5), ..DeviceOptions::new("alice") }
 }
 

@@ -220,3 +220,21 @@ async fn a_control_goes_on_by_itself_after_a_restart() {
     let _server = TestServer::of(config, None, |builder| builder).await;
     common::eventually("the connection is made anew", || async { control.info().await.ok() }).await;
 }
+
+#[tokio::test]
+async fn a_call_that_is_given_up_breaks_no_other() {
+    let server = TestServer::start().await;
+    let control = control(&server);
+    let mut alice = device(&server, "alice").await;
+    for round in 0..3 {
+        tokio::select! {
+            biased;
+            outcome = control.ask("alice", "/ask", "", PATIENCE) => panic!("nobody answers: {outcome:?}"),
+            // It has arrived, and what was given up is not taken back.
+            asked = event(&mut alice) => assert!(matches!(asked, Event::Push { uri, .. } if uri == "/ask")),
+        }
+        let sent = control.push("alice", "/a", &round.to_string()).await.unwrap();
+        assert_eq!(sent.status, PushStatus::Sent);
+        assert_eq!(event(&mut alice).await, Event::Push { seq: sent.seq, uri: "/a".into(), body: round.to_string() });
+    }
+}

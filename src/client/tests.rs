@@ -277,6 +277,8 @@ async fn a_stream_of_pushes_waits_when_its_window_is_full() {
     }
     assert_eq!(outcomes.next().await.unwrap().unwrap().id, 1);
     pushes.send(push(4)).await.unwrap();
+    // All four are with the gateway by now, and one more would be over the window all the same.
+    assert!(pushes.send(push(99)).now_or_never().is_none());
     drop(pushes);
     let ids: Vec<_> = outcomes.map(|outcome| outcome.unwrap().id).collect().await;
     assert_eq!(ids, [2, 3, 4], "what was given up was not sent");

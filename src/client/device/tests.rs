@@ -218,3 +218,15 @@ async fn what_is_no_frame_ends_the_connection() {
     assert!(matches!(device.next().await, Err(CodecError::TooLarge(_))));
     assert_eq!(device.next().await.unwrap(), Event::Closed);
 }
+
+#[tokio::test]
+async fn a_login_that_is_dropped_closes_its_connection() {
+    let (ours, theirs) = duplex(1024);
+    let mut gateway = Gateway::new(theirs, ByteOrder::Big);
+    tokio::select! {
+        biased;
+        device = Device::over(ours, options()) => panic!("nobody has answered: {device:?}"),
+        message = gateway.expect() => assert_eq!(message.uri, "/auth/server"),
+    }
+    assert!(gateway.input.next().await.is_none());
+}

@@ -54,7 +54,9 @@ fn living(
 
 /// What the stream tells next, in a word or two.
 async fn told(events: &mut DeviceStream) -> String {
-    match events.next().await {
+    // On the paused clock this takes no time.
+    let event = tokio::time::timeout(Duration::from_hours(24 * 7), events.next()).await.expect("an event");
+    match event {
         None => "end".to_owned(),
         Some(Err(error)) => format!("error {error}"),
         Some(Ok(DeviceEvent::Connected { address, .. })) => format!("connected {address}"),

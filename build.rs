@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         file.source_code_info = None;
     }
     fs::write(out.join("plex.binpb"), prost::Message::encode_to_vec(&served))?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    let serves = env::var_os("CARGO_FEATURE_SERVER").is_some();
+    tonic_prost_build::configure().build_server(serves).compile_fds(descriptors)?;
     Ok(())
 }

@@ -7,12 +7,10 @@
 //! A connection is one task on the thread that accepted it. [`listener`] accepts it, [`opening`] goes through what stands
 //! before its frames ([`proxy`] header, [`tls`]), [`handshake`] finds out who it is, [`session`] serves it from then on,
 //! [`close`] ends it so that its last frame arrives. What comes in goes through [`inbox`], which cuts frames and bounds
-//! their rate; [`frame`] reads and writes them.
+//! their rate; [`frame`](crate::frame) reads and writes them.
 
 mod answer;
 mod close;
-pub mod codec;
-pub mod frame;
 mod handshake;
 mod inbox;
 mod listener;
@@ -34,8 +32,8 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::listener::{serve, tune};
-use self::{frame::ByteOrder, opening::Openings};
-use crate::{auth::Gate, config::DeviceConfig, hub::Hub, model::NodeName, telemetry::Metrics};
+use self::opening::Openings;
+use crate::{auth::Gate, config::DeviceConfig, frame::ByteOrder, hub::Hub, model::NodeName, telemetry::Metrics};
 
 /// What all sessions of a node share. Cheap to clone.
 #[derive(Clone)]

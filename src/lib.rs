@@ -3,7 +3,7 @@
 //! same gateway inside your own program.
 //!
 //! ```
-//! use plex::{Config, Server, client::{Control, Device, DeviceOptions}};
+//! use plex::{Config, Server, client::{Control, Device, DeviceOptions, PushStatus}};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,7 +27,7 @@
 //! // … and a backend that pushes to it.
 //! let control = Control::connect(&format!("http://{}", addresses.control), secret.expose())?;
 //! let outcome = control.push("alice", "/greeting", "hello").await?;
-//! assert_eq!(outcome.status, plex::proto::PushStatus::Sent as i32);
+//! assert_eq!(outcome.status, PushStatus::Sent);
 //! println!("{:?}", device.next().await?);
 //!
 //! stop.shutdown();
@@ -44,6 +44,7 @@
 //! | [`model`] | the nouns that all share: uid, push, outcome, presence event |
 //! | [`config`] | one file, over it the environment, over it flags; checked before anything starts |
 //! | `state` | what outlives a restart: the made-up secret, the mark above which numbers begin |
+//! | [`frame`], [`codec`] | what goes over the wire between a device and the gateway, and the same for who speaks with `Framed` |
 //! | `telemetry` | the log, the metrics |
 //! | `files` | files that are read again when they change |
 //! | `tls` | certificates and keys by files, handshakes and their bounds, whom the gateway and its clients trust |
@@ -51,12 +52,26 @@
 //! | `cluster` | who is online anywhere: an ordered log, a pure fold of it, the changes that watchers follow |
 //! | `hub` | who is connected here, and push to them: the registry, a connection's outbox |
 //! | `auth` | who a device is: the [`Authenticator`] and its bounds |
-//! | `device` | the device protocol: listener, handshake, session, frames |
+//! | `device` | the device protocol: listener, handshake, session |
 //! | `control` | the gRPC service: each call decodes, asks the hub, encodes |
 //! | `http` | host look-up, health for balancers, metrics |
 //! | `server` | builds the parts, runs them, stops them in order |
 //! | [`client`] | what a Rust user, the commands and the tests use: `Control`, `Device` |
 //! | `cli` | the commands |
+//!
+//! # Features
+//!
+//! One crate, whose parts are chosen by features, rather than several: they share the protocol's files, the frames and the
+//! nouns, and have one version between them.
+//!
+//! | feature | what it brings |
+//! | --- | --- |
+//! | `client` | [`client`], for a backend or a device: no HTTP server, no clap, no allocator, none of the gateway's keys and metrics |
+//! | `server` | [`Server`], the gateway inside another program |
+//! | `cli` | both, and the program `plex` |
+//!
+//! All are on by default; `default-features = false, features = ["client"]` is the client alone. [`proto`], [`model`],
+//! [`frame`] and [`codec`] are always there.
 //!
 //! # Arrows, one way only
 //!
@@ -98,36 +113,59 @@
 //!
 //! Lock order: a shard of the registry, the presence log, an outbox. None is held across an await.
 
+// Of the modules marked as this one is, the commands use a part, or the client one and the server another.
+#[cfg(feature = "server")]
+#[cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 mod auth;
+#[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "server")]
 mod cluster;
+pub mod codec;
+#[cfg(feature = "server")]
 pub mod config;
+#[cfg(feature = "server")]
 mod control;
+#[cfg(feature = "server")]
 mod device;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 mod files;
+pub mod frame;
+#[cfg(feature = "server")]
 mod http;
+#[cfg(feature = "server")]
 mod hub;
 pub mod model;
 pub mod proto;
+#[cfg(feature = "server")]
 mod server;
+#[cfg(feature = "server")]
 pub mod state;
+#[cfg(feature = "server")]
+#[cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 mod telemetry;
+#[cfg(feature = "server")]
 #[doc(hidden)]
 pub mod testing;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 mod tls;
+#[cfg(feature = "server")]
 mod workers;
 
+#[cfg(feature = "server")]
 pub use self::{
     auth::{AuthError, AuthFuture, AuthRequest, Authenticator, Identity, Trust},
     config::Config,
-    device::{codec, frame},
-    files::FileError,
-    model::{PresenceChange, PresenceEvent},
     server::{Addresses, Bound, Server, ServerBuilder, StartError, Stopper},
 };
+pub use self::{
+    files::FileError,
+    model::{PresenceChange, PresenceEvent},
+};
 
-/// The example of the README, so that it compiles.
-#[cfg(doctest)]
+/// The examples of the README, so that they compile.
+#[cfg(all(doctest, feature = "cli"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -214,6 +214,8 @@ pub enum OfflineReason {
     NodeLost,
     /// Too many errors, or an oversized frame.
     Protocol,
+    /// One that this program doesn't know yet: only a client of a newer gateway is told so.
+    Unknown,
 }
 
 impl From<EndReason> for OfflineReason {

@@ -11,7 +11,7 @@ use std::{
 
 use paths::{Use, modules_of, uses};
 
-/// What each module may use, itself aside. `device::frame` allows that part alone.
+/// What each module may use, itself aside. `auth::sign` allows that part alone.
 const ARROWS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("proto", &[]),
@@ -24,10 +24,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("auth", &["model", "proto", "config", "files", "tls"]),
     ("cluster", &["model", "config", "telemetry"]),
     ("hub", &["cluster", "model", "state", "telemetry"]),
-    ("device", &["hub", "auth", "model", "config", "telemetry", "tls"]),
+    ("frame", &[]),
+    ("codec", &["frame"]),
+    ("device", &["hub", "auth", "frame", "model", "config", "telemetry", "tls"]),
     ("control", &["hub", "cluster", "model", "config", "telemetry", "proto", "files", "tls"]),
     ("http", &["hub", "model", "config", "telemetry", "tls"]),
-    ("client", &["model", "proto", "device::frame", "device::codec", "files", "tls"]),
+    ("client", &["model", "proto", "frame", "codec", "files", "tls"]),
     (
         "server",
         &[
@@ -37,6 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "control",
             "device",
             "files",
+            "frame",
             "http",
             "hub",
             "model",
@@ -59,8 +62,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "model",
             "proto",
             "telemetry",
-            "device::frame",
-            "device::codec",
+            "frame",
+            "codec",
             "auth::sign",
         ],
     ),
@@ -71,7 +74,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const ABSENCES: &[(&str, &[&str])] = &[
     // The hub pushes bytes into whatever takes them, and presence is kept by a log, whatever carries it.
     ("tokio::net", &["cli", "client", "control", "device", "http", "server"]),
-    ("serde_json", &["auth", "cli", "client", "config", "device", "http"]),
+    ("serde_json", &["auth", "cli", "client", "config", "device", "frame", "http"]),
     ("tonic", &["auth", "client", "control", "proto", "server"]),
     // Only the control plane answers with a status; the client gets one, and the authenticator its code.
     ("tonic::Status", &["client", "control"]),
@@ -211,7 +214,7 @@ fn planted(module: &str, text: &str) -> Vec<String> {
 #[test]
 fn a_planted_use_against_the_arrows_is_found() {
     for (module, text) in [
-        ("hub", "use crate::device::frame;"),
+        ("hub", "use crate::frame;"),
         ("hub", "use crate::{model::Uid, control::Control};"),
         ("hub::registry", "fn f() { let _ = crate::http::routes; }"),
         ("hub::registry", "use super::super::device;"),
@@ -224,10 +227,10 @@ fn a_planted_use_against_the_arrows_is_found() {
         ("device", "use crate::control::Control;"),
         ("device", "use crate::Trust;"),
         ("device", "use crate::*;"),
-        ("control", "use crate::device::frame;"),
+        ("control", "use crate::frame;"),
         ("control", "use crate::config::Config;"),
         ("cluster", "use crate::hub::Hub;"),
-        ("client", "use crate::device::{codec, session::run};"),
+        ("client", "use crate::{codec, device::session::run};"),
         ("model", "use plex::model;"),
         ("hub::wait", "use tokio::{sync::Notify, net::TcpStream};"),
         ("hub", "fn f() -> Result<(), tonic::Status> {}"),
@@ -246,12 +249,12 @@ fn what_is_allowed_and_what_only_looks_like_a_use_pass() {
         ("hub", "use crate::{cluster::{Cluster, Log}, model::*, telemetry::Metrics};"),
         ("hub::registry", "use super::{connection::Connection, super::model::Uid}; use self::shard::Shard;"),
         ("hub", "mod tests { use super::*; use super::super::model::Uid; }"),
-        ("hub", "//! `crate::device::frame`\n/* use crate::control; /* nested */ use tonic::Status; */"),
+        ("hub", "//! `crate::frame`\n/* use crate::control; /* nested */ use tonic::Status; */"),
         ("hub", r##"const X: &str = "crate::device"; const Y: &str = r#"tonic::"Status"#; const C: char = '"';"##),
         ("hub", "fn f<'a>(x: &'a str) -> &'a str { x } // crate::device\n"),
-        ("client::device", "use crate::device::codec::Codec; use super::device::x; use super::CallError;"),
+        ("client::device", "use crate::codec::Codec; use super::device::x; use super::CallError;"),
         ("control", "use tonic::Status; use crate::config::{ControlConfig, Secret};"),
-        ("cli", "use crate::{config::Config, device::frame::ByteOrder};"),
+        ("cli", "use crate::{config::Config, frame::ByteOrder};"),
         ("main", "fn main() { plex::cli::run() }"),
     ] {
         assert_eq!(planted(module, text), [""; 0], "{module}: {text}");

@@ -3,13 +3,20 @@
 
 mod common;
 
-use std::{collections::BTreeMap, time::Duration};
+#[path = "client/devices.rs"]
+mod devices;
+#[path = "client/presence.rs"]
+mod presence;
 
-use common::{PATIENCE, SECRET, TestServer, config, link::Link, process::own_loopback};
-use futures_util::{StreamExt, stream};
+use std::time::Duration;
+
+use common::{PATIENCE, SECRET, TestServer, config, process::own_loopback};
+use futures_util::StreamExt;
 use plex::{
-    client::{AuthAnswer, Backoff, CallError, Control, Device, DeviceOptions, Event, Follower, LoginError, Update},
-    proto::{OnlineStatusRequest, PushRequest, PushStatus, PushStreamRequest},
+    client::{
+        AuthAnswer, CallError, Control, Device, DeviceOptions, Event, LoginError, OnlineState, PushRequest, PushStatus,
+    },
+    model::Transport,
 };
 use tokio::time::timeout;
 
@@ -23,45 +30,6 @@ async fn device(server: &TestServer, uid: &str) -> Device {
 
 async fn event(device: &mut Device) -> Event {
     timeout(PATIENCE, device.next()).await.expect("an event in time").expect("frames")
-}
-
-async fn next(follower: &mut Follower) -> Update {
-    timeout(PATIENCE, follower.next()).await.expect("an update in time").expect("nobody refuses")
-}
-
-/// What an update says, in a word or two.
-fn word(update: &Update) -> String {
-    match update {
-        Update::Begun { resumed } => format!("begun {resumed}"),
-        Update::Reset { .. } => "reset".to_owned(),
-        Update::Snapshot { uid, .. } => format!("is {uid}"),
-        Update::Online { uid, .. } => format!("+{uid}"),
-        Update::Offline { uid, .. } => format!("-{uid}"),
-        Update::Live { .. } => "live".to_owned(),
-        Update::Cursor(_) => "cursor".to_owned(),
-        Update::Interrupted { .. } => "interrupted".to_owned(),
-    }
-}
-
-/// The words up to and with the first that is `last`, cursors and interruptions left out.
-async fn until(follower: &mut Follower, last: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    more(follower, &mut words, last).await;
-    words
-}
-
-/// As [`until`], behind what `words` has; what came is there also where it is dropped.
-async fn more(follower: &mut Follower, words: &mut Vec<String>, last: &str) {
-    loop {
-        let word = word(&next(follower).await);
-        let is_last = word == last;
-        if word != "cursor" && word != "interrupted" {
-            words.push(word);
-        }
-        if is_last {
-            return;
-        }
-    }
 }
 
 /// Takes pushes until the connection ends, and answers with what `answer` says of the body.
@@ -85,22 +53,22 @@ async fn a_push_has_its_typed_outcome() {
     let mut mute = device(&server, "mute").await;
 
     let sent = control.push("mute", "/a", "b").await.unwrap();
-    assert_eq!((sent.status(), sent.connections), (PushStatus::Sent, 1));
+    assert_eq!((sent.status, sent.connections), (PushStatus::Sent, 1));
     assert_eq!(event(&mut mute).await, Event::Push { seq: sent.seq, uri: "/a".into(), body: "b".into() });
-    assert_eq!(control.push("nobody", "/a", "b").await.unwrap().status(), PushStatus::Offline);
+    assert_eq!(control.push("nobody", "/a", "b").await.unwrap().status, PushStatus::Offline);
     let acked = control.ask("alice", "/a", "yes", minute).await.unwrap();
-    assert_eq!((acked.status(), &*acked.reply), (PushStatus::Acked, "yes"));
+    assert_eq!((acked.status, &*acked.reply), (PushStatus::Acked, "yes"));
     let nacked = control.ask("alice", "/a", "no", minute).await.unwrap();
-    assert_eq!((nacked.status(), &*nacked.reply), (PushStatus::Nacked, "never"));
+    assert_eq!((nacked.status, &*nacked.reply), (PushStatus::Nacked, "never"));
     let silent = control.ask("mute", "/a", "b", Duration::from_millis(1)).await.unwrap();
-    assert_eq!(silent.status(), PushStatus::AckTimeout);
+    assert_eq!(silent.status, PushStatus::AckTimeout);
     let asking = tokio::spawn({
         let control = control.clone();
         async move { control.ask("mute", "/last", "b", minute).await }
     });
     while !matches!(event(&mut mute).await, Event::Push { uri, .. } if uri == "/last") {}
     drop(mute);
-    assert_eq!(asking.await.unwrap().unwrap().status(), PushStatus::ConnectionLost);
+    assert_eq!(asking.await.unwrap().unwrap().status, PushStatus::ConnectionLost);
 }
 
 #[tokio::test]
@@ -109,25 +77,23 @@ async fn every_call_answers_with_its_own_type() {
     let control = control(&server);
     let mut alice = device(&server, "alice").await;
     let statuses = control.push_many(["alice", "bob"], "/many", "m").await.unwrap();
-    let statuses: Vec<_> = statuses.iter().map(|result| result.status()).collect();
+    let statuses: Vec<_> = statuses.iter().map(|result| result.status).collect();
     assert_eq!(statuses, [PushStatus::Sent, PushStatus::Offline]);
     let broadcast = control.broadcast("/all", "b").await.unwrap();
     assert_eq!((broadcast.sent, broadcast.queue_full), (1, 0));
     for uri in ["/many", "/all"] {
         assert!(matches!(event(&mut alice).await, Event::Push { uri: found, .. } if found == uri));
     }
-    let states = control.is_online(["bob", "alice"]).await.unwrap().states;
-    assert_eq!(
-        states.iter().map(|state| (&*state.uid, state.online)).collect::<Vec<_>>(),
-        [("bob", false), ("alice", true)]
-    );
-    assert_eq!(control.host("").await.unwrap().host, server.device().to_string());
+    let states = control.is_online(["bob", "alice"]).await.unwrap();
+    let held = |state: &OnlineState| state.online.as_ref().map(|online| (online.node.clone(), online.connections));
+    let held: Vec<_> = states.iter().map(|state| (&*state.uid, held(state))).collect();
+    assert_eq!(held, [("bob", None), ("alice", Some(("node-1".to_owned(), 1)))]);
+    assert_eq!(control.host(Transport::Tcp).await.unwrap().address, server.device().to_string());
     let info = control.info().await.unwrap();
     assert_eq!((info.uids, info.connections, &*info.node), (1, 1, "node-1"));
-    let mut sessions = control.sessions("").await.unwrap();
-    let listed = sessions.message().await.unwrap().unwrap().sessions;
+    assert!(info.known_since.is_some_and(|since| since <= states[1].online.as_ref().unwrap().since));
+    let listed: Vec<_> = control.sessions("").await.unwrap().map(Result::unwrap).collect().await;
     assert_eq!((listed.len(), &*listed[0].uid, listed[0].dialect), (1, "alice", 2));
-    assert_eq!(sessions.message().await.unwrap(), None);
     assert_eq!(control.disconnect("alice", "done").await.unwrap(), 1);
     let kick = Event::Kick { reason: "disconnected".into(), reconnect: false, after: Duration::ZERO };
     assert_eq!(event(&mut alice).await, kick);
@@ -140,24 +106,25 @@ async fn a_stream_of_pushes_gives_a_result_for_each_and_ends_when_its_caller_doe
     let server = TestServer::start().await;
     let control = control(&server);
     let _alice = device(&server, "alice").await;
-    let push = |id: u64| PushRequest {
-        uid: if id.is_multiple_of(2) { "alice" } else { "bob" }.to_owned(),
-        uri: if id == 5 { "/auth/x" } else { "/a" }.to_owned(),
-        id,
-        ..Default::default()
-    };
-    let batches =
-        (0..10).map(move |batch| PushStreamRequest { pushes: (batch * 3..batch * 3 + 3).map(push).collect() });
-    let results = control.push_stream(stream::iter(batches)).await.unwrap();
-    let results: Vec<_> = results.flat_map(|response| stream::iter(response.unwrap().results)).collect().await;
-    assert_eq!(results.iter().map(|result| result.id).collect::<Vec<_>>(), (0..30).collect::<Vec<_>>());
-    for result in results {
-        let expected = match result.id {
+    // Far more than the window, so that it has to be given back.
+    let (pushes, outcomes) = control.push_stream(4).await.unwrap();
+    let pushing = tokio::spawn(async move {
+        for id in 0..3_000 {
+            let (uid, uri) = (if id % 2 == 0 { "alice" } else { "bob" }, if id == 5 { "/auth/x" } else { "/a" });
+            pushes.send(PushRequest { id, ..PushRequest::new(uid, uri, "") }).await.unwrap();
+        }
+    });
+    let outcomes: Vec<_> = outcomes.map(Result::unwrap).collect().await;
+    pushing.await.unwrap();
+    assert!(outcomes.iter().map(|outcome| outcome.id).eq(0..3_000));
+    for outcome in outcomes {
+        let expected = match outcome.id {
             5 => PushStatus::Invalid,
             even if even % 2 == 0 => PushStatus::Sent,
             _ => PushStatus::Offline,
         };
-        assert_eq!(result.status(), expected, "{result:?}");
+        assert_eq!(outcome.status, expected, "{outcome:?}");
+        assert_eq!(outcome.error.contains("uri"), outcome.id == 5, "{outcome:?}");
     }
 }
 
@@ -169,13 +136,14 @@ async fn what_is_no_outcome_is_a_typed_error() {
     assert!(matches!(&invalid, CallError::Invalid(text) if text.contains("uri")), "{invalid:?}");
     let long = ours.ask("alice", "/a", "", Duration::MAX).await.unwrap_err();
     assert!(matches!(&long, CallError::Invalid(text) if text.contains("ack_timeout")), "{long:?}");
-    let no_tls = ours.host("tls").await.unwrap_err();
+    let no_tls = ours.host(Transport::Tls).await.unwrap_err();
     assert!(matches!(no_tls, CallError::Unavailable(_)), "{no_tls:?}");
     let url = format!("http://{}", server.addresses.control);
     for secret in ["", "another"] {
         let refused = Control::connect(&url, secret).unwrap().info().await.unwrap_err();
         assert!(matches!(refused, CallError::Refused(_)), "{refused:?}");
-        let refused = Control::connect(&url, secret).unwrap().follow([""; 0]).next().await.unwrap_err();
+        let refused = Control::connect(&url, secret).unwrap().online_status([""; 0]).next().await;
+        let refused = refused.expect("it ends with an error").unwrap_err();
         assert!(matches!(refused, CallError::Refused(_)), "{refused:?}");
     }
 
@@ -202,128 +170,6 @@ fn at_one_place() -> (plex::Config, tempfile::TempDir) {
     config.device.listen = Some(format!("{host}:9578").parse().unwrap());
     config.control.listen = format!("{host}:9580").parse().unwrap();
     (config, folder)
-}
-
-#[tokio::test]
-async fn a_follower_goes_over_a_restart_of_the_gateway_to_a_reset() {
-    let (config, _folder) = at_one_place();
-    let server = TestServer::of(config.clone(), None, |builder| builder).await;
-    let mut follower = control(&server).follow([""; 0]);
-    let alice = server.hub.connect("alice").unwrap();
-    assert_eq!(until(&mut follower, "live").await, ["begun false", "is alice", "live"]);
-    let bob = server.hub.connect("bob").unwrap();
-    let Update::Online { epoch: before, .. } = next_change(&mut follower).await else { panic!("bob came") };
-    drop((alice, bob));
-    server.stopped().await;
-
-    let server = TestServer::of(config, None, |builder| builder).await;
-    let _carol = server.hub.connect("carol").unwrap();
-    let told = until(&mut follower, "live").await;
-    let last = told.iter().rposition(|word| word == "reset").expect("another log");
-    assert!(told[last..].contains(&"is carol".to_owned()) || told.contains(&"+carol".to_owned()), "{told:?}");
-    assert!(told[..last].iter().all(|word| word.starts_with('-') || word.starts_with("begun ")), "{told:?}");
-    let _dora = server.hub.connect("dora").unwrap();
-    let Update::Online { uid, epoch, .. } = next_change(&mut follower).await else { panic!("dora came") };
-    assert_eq!(uid, "dora");
-    assert!(epoch > before, "epochs grow over a restart");
-}
-
-/// The next update that is a change.
-async fn next_change(follower: &mut Follower) -> Update {
-    loop {
-        match next(follower).await {
-            change @ (Update::Online { .. } | Update::Offline { .. }) => return change,
-            Update::Cursor(_) => {}
-            other => panic!("a change: {other:?}"),
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_follower_goes_over_a_broken_connection_without_losing_or_repeating() {
-    let server = TestServer::start().await;
-    let mut link = Link::to(server.addresses.control).await;
-    let mut follower = Control::connect(&format!("http://{}", link.address), SECRET).unwrap().follow(["a", "b", "c"]);
-    assert_eq!(until(&mut follower, "live").await, ["begun false", "live"]);
-    let mut expected = Vec::new();
-    let mut told = Vec::new();
-    for _ in 0..5 {
-        let a = server.hub.connect("a").unwrap();
-        link.cut();
-        let b = server.hub.connect("b").unwrap();
-        server.hub.connect("not followed").unwrap();
-        expected.extend(["+a", "+b"]);
-        // Polled while it can't get through.
-        tokio::select! {
-            () = link.tried() => {}
-            () = more(&mut follower, &mut told, "never") => {}
-        }
-        link.mend();
-        drop((a, b));
-        expected.extend(["-a", "-b"]);
-        more(&mut follower, &mut told, "-b").await;
-    }
-    told.retain(|word| word != "live" && word != "begun true");
-    assert_eq!(told, expected);
-}
-
-#[tokio::test]
-async fn from_a_kept_cursor_only_what_was_missed_is_told() {
-    let server = TestServer::start().await;
-    let control = control(&server);
-    let mut follower = control.follow([""; 0]);
-    let _alice = server.hub.connect("alice").unwrap();
-    let mut kept = String::new();
-    while kept.is_empty() {
-        if let Update::Cursor(cursor) = next(&mut follower).await {
-            kept = cursor;
-        }
-    }
-    drop(follower);
-    let _bob = server.hub.connect("bob").unwrap();
-    let request = OnlineStatusRequest { resume_after: kept, ..Default::default() };
-    let mut follower = control.follow_request(request);
-    assert_eq!(until(&mut follower, "live").await, ["begun true", "+bob", "live"]);
-}
-
-#[tokio::test]
-async fn a_cursor_that_is_too_old_brings_a_reset_also_where_no_snapshot_was_wanted() {
-    let server = TestServer::with(|config| config.presence.history = 2).await;
-    let control = control(&server);
-    let mut follower = control.follow_request(OnlineStatusRequest { skip_snapshot: true, ..Default::default() });
-    let _alice = server.hub.connect("alice").unwrap();
-    let mut kept = String::new();
-    while kept.is_empty() {
-        if let Update::Cursor(cursor) = next(&mut follower).await {
-            kept = cursor;
-        }
-    }
-    let _many: Vec<_> = (0..5_000).map(|uid| server.hub.connect(&format!("uid-{uid}")).unwrap()).collect();
-    let request = OnlineStatusRequest { resume_after: kept, skip_snapshot: true, ..Default::default() };
-    let mut follower = control.follow_request(request);
-    assert_eq!(word(&next(&mut follower).await), "begun true");
-    assert_eq!(word(&next(&mut follower).await), "reset");
-    let told = until(&mut follower, "live").await;
-    assert_eq!(told.len(), 5_002, "everyone, and LIVE");
-}
-
-#[tokio::test]
-async fn a_call_of_next_that_is_dropped_loses_no_update() {
-    let server = TestServer::start().await;
-    let mut follower = control(&server).follow([""; 0]);
-    assert_eq!(until(&mut follower, "live").await, ["begun false", "live"]);
-    let _all: Vec<_> = (0..500).map(|uid| server.hub.connect(&format!("{uid}")).unwrap()).collect();
-    let mut seen = BTreeMap::new();
-    while seen.len() < 500 {
-        tokio::select! {
-            biased;
-            update = next(&mut follower) => if let Update::Online { uid, .. } = update {
-                *seen.entry(uid).or_insert(0) += 1;
-            },
-            () = tokio::task::yield_now() => {}
-        }
-    }
-    assert!(seen.values().all(|times| *times == 1), "{seen:?}");
 }
 
 #[tokio::test]
@@ -364,38 +210,6 @@ async fn a_device_speaks_either_dialect_and_authenticates_again() {
 }
 
 #[tokio::test]
-async fn a_device_comes_back_after_a_drain_and_a_restart() {
-    let (mut config, _folder) = at_one_place();
-    config.drain.timeout = Duration::from_secs(5);
-    let server = TestServer::of(config.clone(), None, |builder| builder).await;
-    let address = server.device();
-    let mut device = device(&server, "alice").await;
-    let mut server = server;
-    let stopped = server.stopping();
-    let Event::Kick { reason, reconnect, after } = event(&mut device).await else { panic!("a kick comes first") };
-    assert_eq!((&*reason, reconnect), ("draining", true));
-    assert!(after <= Duration::from_secs(5), "{after:?}");
-    assert_eq!(event(&mut device).await, Event::Closed);
-    stopped.await;
-
-    let mut backoff = Backoff::default();
-    let coming = tokio::spawn(async move {
-        loop {
-            match Device::connect(address, DeviceOptions::new("alice")).await {
-                Ok(device) => return device,
-                Err(LoginError::Io(_) | LoginError::Closed) => tokio::time::sleep(backoff.failed()).await,
-                Err(error) => panic!("{error:?}"),
-            }
-        }
-    });
-    let server = TestServer::of(config, None, |builder| builder).await;
-    let mut device = timeout(PATIENCE, coming).await.expect("it comes back").unwrap();
-    let pushed = control(&server).push("alice", "/a", "again").await.unwrap();
-    assert_eq!(pushed.status(), PushStatus::Sent);
-    assert!(matches!(event(&mut device).await, Event::Push { seq, .. } if seq == pushed.seq));
-}
-
-#[tokio::test]
 async fn a_control_goes_on_by_itself_after_a_restart() {
     let (config, _folder) = at_one_place();
     let server = TestServer::of(config.clone(), None, |builder| builder).await;
@@ -405,4 +219,22 @@ async fn a_control_goes_on_by_itself_after_a_restart() {
     assert!(matches!(control.info().await, Err(CallError::Unreachable(_))));
     let _server = TestServer::of(config, None, |builder| builder).await;
     common::eventually("the connection is made anew", || async { control.info().await.ok() }).await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_breaks_no_other() {
+    let server = TestServer::start().await;
+    let control = control(&server);
+    let mut alice = device(&server, "alice").await;
+    for round in 0..3 {
+        tokio::select! {
+            biased;
+            outcome = control.ask("alice", "/ask", "", PATIENCE) => panic!("nobody answers: {outcome:?}"),
+            // It has arrived, and what was given up is not taken back.
+            asked = event(&mut alice) => assert!(matches!(asked, Event::Push { uri, .. } if uri == "/ask")),
+        }
+        let sent = control.push("alice", "/a", &round.to_string()).await.unwrap();
+        assert_eq!(sent.status, PushStatus::Sent);
+        assert_eq!(event(&mut alice).await, Event::Push { seq: sent.seq, uri: "/a".into(), body: round.to_string() });
+    }
 }

@@ -12,9 +12,10 @@ use common::{
     certs::{Authority, Pair, Time},
     eventually,
 };
+use futures_util::StreamExt;
 use plex::{
     Config,
-    client::{CallError, Control, ControlOptions, Update},
+    client::{CallError, Control, ControlOptions, OnlineEvent, PushStatus},
     config::{ControlSecret, NamedScopes, Scopes, Secret, SecretSource},
     proto,
 };
@@ -86,19 +87,13 @@ async fn every_kind_of_call_goes_over_tls() {
     let server = TestServer::with(|config| with_tls(config, &pair)).await;
     let control = caller(server.addresses.control, &authority, SECRET, None);
     let mut device = server.login("alice").await;
-    let mut follower = control.follow(["alice"]);
-    loop {
-        match timeout(PATIENCE, follower.next()).await.unwrap().unwrap() {
-            Update::Snapshot { uid, .. } => break assert_eq!(uid, "alice"),
-            Update::Begun { .. } => {}
-            other => panic!("{other:?}"),
-        }
-    }
+    let mut presence = control.online_status(["alice"]);
+    let event = timeout(PATIENCE, presence.next()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(&event, OnlineEvent::Online { uid, .. } if uid.as_str() == "alice"), "{event:?}");
     let body = "x".repeat(60_000);
-    assert_eq!(control.push("alice", "/x", &body).await.unwrap().status(), proto::PushStatus::Sent);
+    assert_eq!(control.push("alice", "/x", &body).await.unwrap().status, PushStatus::Sent);
     assert_eq!(device.next().await.body, body);
-    let mut sessions = control.sessions("").await.unwrap();
-    assert_eq!(sessions.message().await.unwrap().unwrap().sessions.len(), 1);
+    assert_eq!(control.sessions("").await.unwrap().count().await, 1);
     let (_, shown) = connect(server.addresses.control, &authority.ca(), b"h2").await.unwrap();
     assert_eq!(shown, der(&pair));
     // A secret is needed as ever, and the stop waits for nobody.
@@ -117,12 +112,12 @@ async fn over_tls_streams_end_with_the_age_of_their_connection_too() {
     })
     .await;
     let control = caller(server.addresses.control, &authority, SECRET, None);
-    let mut stream = control.online_status(proto::OnlineStatusRequest::default()).await.unwrap();
+    let mut stream = control.raw().online_status(proto::OnlineStatusRequest::default()).await.unwrap().into_inner();
     let end = loop {
         match timeout(PATIENCE, stream.message()).await.expect("the stream ends") {
             Ok(Some(_)) => {}
             Ok(None) => panic!("it ends with a status"),
-            Err(error) => break error,
+            Err(status) => break CallError::from(status),
         }
     };
     assert!(matches!(end, CallError::Unavailable(_)), "{end}");
@@ -200,7 +195,7 @@ async fn a_certificate_s_name_stands_in_for_a_secret_with_its_scopes() {
     let by = |pair: &Pair| caller(server.addresses.control, &authority, "", Some(pair));
     let orders = by(&authority.client("orders", &["x.example.com", "ORDERS.example.com"], "everything", Time::Good));
     orders.info().await.unwrap();
-    assert_eq!(orders.push("alice", "/x", "").await.unwrap().status(), proto::PushStatus::Offline);
+    assert_eq!(orders.push("alice", "/x", "").await.unwrap().status, PushStatus::Offline);
     for error in [
         orders.is_online(["alice"]).await.map(drop).unwrap_err(),
         orders.disconnect("a", "").await.map(drop).unwrap_err(),
@@ -259,7 +254,7 @@ async fn a_renewed_certificate_breaks_no_stream_and_new_connections_get_it() {
     let mut streams = Vec::new();
     for _ in 0..50 {
         let control = caller(address, &authority, SECRET, None);
-        let mut stream = control.online_status(proto::OnlineStatusRequest::default()).await.unwrap();
+        let mut stream = control.raw().online_status(proto::OnlineStatusRequest::default()).await.unwrap().into_inner();
         stream.message().await.unwrap().unwrap();
         streams.push((control, stream));
     }

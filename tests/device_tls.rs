@@ -295,7 +295,7 @@ async fn the_client_speaks_tls_and_trusts_only_what_it_was_told_to() {
     let (server, address) = gateway(&authority, |_| {}).await;
     let options = |tls| DeviceOptions::new("alice").tls(tls);
     let ca = authority.path("ca.pem");
-    let mut device = Device::connect(address, options(DeviceTls::new("127.0.0.1").ca(&ca))).await.unwrap();
+    let mut device = Device::connect(address, options(DeviceTls::new().ca(&ca))).await.unwrap();
     server.backend().await.push(push("alice", "/x", "hello")).await.unwrap();
     let event = timeout(PATIENCE, device.next()).await.unwrap().unwrap();
     assert!(matches!(event, Event::Push { body, .. } if body == "hello"));
@@ -305,12 +305,12 @@ async fn the_client_speaks_tls_and_trusts_only_what_it_was_told_to() {
     assert!(matches!(timeout(PATIENCE, device.next()).await.unwrap().unwrap(), Event::Closed));
 
     let (_server, address) = gateway(&authority, |_| {}).await;
-    for tls in [DeviceTls::new("other.example.com").ca(&ca), DeviceTls::new("127.0.0.1")] {
+    for tls in [DeviceTls::new().server_name("other.example.com").ca(&ca), DeviceTls::new()] {
         let error = Device::connect(address, options(tls)).await.unwrap_err();
         assert!(matches!(&error, LoginError::Io(_)) && error.to_string().contains("certificate"), "{error}");
     }
-    let error = Device::connect(address, options(DeviceTls::new("x").ca("/no/such.pem"))).await.unwrap_err();
+    let error = Device::connect(address, options(DeviceTls::new().ca("/no/such.pem"))).await.unwrap_err();
     assert!(matches!(error, LoginError::File(_)), "{error}");
-    let error = Device::connect(address, options(DeviceTls::new("not a name"))).await.unwrap_err();
+    let error = Device::connect(address, options(DeviceTls::new().server_name("not a name"))).await.unwrap_err();
     assert!(matches!(error, LoginError::ServerName(_)), "{error}");
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use plex::client::DeviceStream;
+use plex::client::DeviceSocket;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -65,7 +65,7 @@ pub enum Speak {
 
 /// Idle devices.
 #[derive(Default)]
-pub struct Devices(Vec<DeviceStream>);
+pub struct Devices(Vec<DeviceSocket>);
 
 impl Devices {
     pub async fn connect(&mut self, route: &Route, numbers: Range<usize>) {
@@ -81,7 +81,7 @@ impl Devices {
     }
 }
 
-async fn login(route: &Route, number: usize, speak: Speak) -> DeviceStream {
+async fn login(route: &Route, number: usize, speak: Speak) -> DeviceSocket {
     let socket = TcpSocket::new_v4().expect("a socket");
     let made = MADE.fetch_add(1, Relaxed) as usize;
     let source = Ipv4Addr::new(127, 0, 0, 1 + u8::try_from(made / PER_SOURCE).expect("few sources"));
@@ -89,10 +89,10 @@ async fn login(route: &Route, number: usize, speak: Speak) -> DeviceStream {
     let stream = socket.connect(route.address).await.expect("it takes devices");
     stream.set_nodelay(true).expect("a live socket");
     let mut stream = match &route.tls {
-        None => DeviceStream::Plain(stream),
+        None => DeviceSocket::Plain(stream),
         Some(connector) => {
             let name = ServerName::try_from("localhost").expect("a name");
-            DeviceStream::Tls(Box::new(connector.connect(name, stream).await.expect("a handshake")))
+            DeviceSocket::Tls(Box::new(connector.connect(name, stream).await.expect("a handshake")))
         }
     };
     if let Speak::Plex = speak {
@@ -161,13 +161,13 @@ async fn read_into(route: &Route, count: usize, speak: Speak, counted: &Arc<Atom
     let devices: Vec<_> = logins.buffer_unordered(AT_A_TIME).collect().await;
     for device in devices {
         match device {
-            DeviceStream::Plain(stream) => tokio::spawn(read(stream, Arc::clone(counted))),
+            DeviceSocket::Plain(stream) => tokio::spawn(read(stream, Arc::clone(counted))),
             tls => tokio::spawn(read_tls(tls, Arc::clone(counted))),
         };
     }
 }
 
-async fn read_tls(mut stream: DeviceStream, counted: Arc<AtomicU64>) {
+async fn read_tls(mut stream: DeviceSocket, counted: Arc<AtomicU64>) {
     let mut buffer = [0; 512];
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
         counted.fetch_add(count as u64, Relaxed);

@@ -23,7 +23,7 @@ use self::{
     report::{Report, Window},
 };
 use super::{Exit, Failure, Output, gateway::GatewayArgs};
-use crate::device::frame::ByteOrder;
+use crate::{frame::ByteOrder, model::Transport};
 
 /// What is kept of a body for the number of the push and its time.
 const BODY_BYTES_MIN: u32 = load::Stamp::BYTES as u32;
@@ -129,7 +129,7 @@ pub(super) async fn bench(args: BenchArgs, config: Option<PathBuf>) -> Result<Ex
     let control = args.gateway.connect(config)?;
     let address = match &args.connect {
         Some(address) => address.clone(),
-        None => control.host("tcp").await?.host,
+        None => control.host(Transport::Tcp).await?.address,
     };
     let process = args.pid.map(Process::of).transpose()?;
     let bars = Bars::new(args.gateway.json);

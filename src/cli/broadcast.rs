@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Exit, Failure, Output, gateway::GatewayArgs, output::shown};
-use crate::proto::BroadcastResponse;
+use crate::client::BroadcastOutcome;
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct BroadcastArgs {
@@ -35,13 +35,13 @@ pub(super) async fn broadcast(args: BroadcastArgs, config: Option<PathBuf>) -> R
     Ok(Exit::Done)
 }
 
-fn line(told: &BroadcastResponse) -> BroadcastLine<'_> {
-    let BroadcastResponse { sent, queue_full, silent_nodes } = told;
+fn line(told: &BroadcastOutcome) -> BroadcastLine<'_> {
+    let BroadcastOutcome { sent, queue_full, silent_nodes, .. } = told;
     BroadcastLine { sent: sent.to_string(), queue_full: queue_full.to_string(), silent_nodes }
 }
 
-fn text(told: &BroadcastResponse) -> String {
-    let BroadcastResponse { sent, queue_full, silent_nodes } = told;
+fn text(told: &BroadcastOutcome) -> String {
+    let BroadcastOutcome { sent, queue_full, silent_nodes, .. } = told;
     let mut text = format!("sent to {sent} connection{}", if *sent == 1 { "" } else { "s" });
     if *queue_full > 0 {
         text += &format!(", {queue_full} had a full queue");
@@ -58,9 +58,9 @@ mod tests {
 
     #[test]
     fn what_a_broadcast_did_is_printed_for_people_and_for_scripts() {
-        let told = BroadcastResponse { sent: 1, ..Default::default() };
+        let told = BroadcastOutcome { sent: 1, ..Default::default() };
         assert_eq!(text(&told), "sent to 1 connection");
-        let told = BroadcastResponse { sent: 2, queue_full: 3, silent_nodes: vec!["n2".into(), "n3".into()] };
+        let told = BroadcastOutcome { sent: 2, queue_full: 3, silent_nodes: vec!["n2".into(), "n3".into()] };
         assert_eq!(text(&told), "sent to 2 connections, 3 had a full queue; no word from n2, n3");
         assert_eq!(
             serde_json::to_string(&line(&told)).unwrap(),

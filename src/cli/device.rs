@@ -1,11 +1,9 @@
 //! `plex device`: a device in the terminal.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
+use futures_util::StreamExt;
 use serde::Serialize;
 
 use super::{
@@ -13,15 +11,9 @@ use super::{
     output::{complain, shown},
 };
 use crate::{
-    client::{Backoff, Device, DeviceOptions, DeviceTls, Event, LoginError},
-    device::frame::{self, ByteOrder},
+    client::{AckError, Backoff, Device, DeviceEvent, DeviceOptions, DeviceTls, LoginError},
+    frame::ByteOrder,
 };
-
-/// The most that a gateway takes which doesn't tell its own limit: the default of `device.max_frame`.
-const FRAME_BYTES_MAX: u64 = 64 << 10;
-
-/// A connection that lasted so long was a good one: the next wait is a short one again.
-const LASTED: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct DeviceArgs {
@@ -66,56 +58,91 @@ enum DeviceLine<'a> {
     Closed,
 }
 
-/// How a connection ended.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    /// Nobody reads what is printed.
-    Unread,
-    /// The gateway doesn't want it back.
-    Expelled(String),
-    /// To be tried again; after this time where the gateway said one.
-    Again(Option<Duration>),
-}
-
 /// Is a device until it is told not to come back. The first connection must succeed.
 pub(super) async fn device(args: DeviceArgs, config: Option<PathBuf>) -> Result<Exit, Failure> {
     let (address, order) = args.address(config)?;
     let mut options = DeviceOptions::new(args.credential.or(args.uid).expect("one of both is required"));
     (options.v2, options.order) = (!args.v1, order);
+    // Somebody looks on: sooner than a device in the field would.
+    options.backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     if args.tls {
-        options.tls = Some(DeviceTls { server_name: host_of(&address).to_owned(), ca: args.ca });
+        options.tls = Some(DeviceTls { server_name: None, ca: args.ca });
     }
+    let mut shown = Shown { address, dialect: 2 - u8::from(args.v1), echo: args.echo, connected: false, ever: false };
+    let mut events = Device::stream(&shown.address, options);
     let mut output = Output::stdout(args.json);
-    let mut backoff = Backoff::default();
-    let mut was_connected = false;
-    loop {
-        let mut wait = None;
-        match Device::connect(address.as_str(), options.clone()).await {
-            Ok(mut connected) => {
-                was_connected = true;
-                let since = Instant::now();
-                let node = connected.welcome().map(|welcome| welcome.node.as_str());
-                print(&mut output, &DeviceLine::Connected { address: &address, node, dialect: 2 - u8::from(args.v1) })?;
-                match live(&mut connected, args.echo, &mut output).await? {
-                    End::Unread => return Ok(Exit::Done),
-                    End::Expelled(reason) => {
-                        return Err(Failure::new(Exit::No, format!("told not to come back: {reason}")));
-                    }
-                    End::Again(told) => wait = told,
-                }
-                if since.elapsed() >= LASTED {
-                    backoff.worked();
-                }
-            }
-            Err(error) => match exit(&error) {
-                Some(exit) => return Err(Failure::new(exit, error.to_string())),
-                None if was_connected || matches!(error, LoginError::Unavailable) => {
-                    complain(&format!("{address}: {error}; trying again"));
-                }
-                None => return Err(Failure::new(Exit::Unreachable, format!("{address}: {error}"))),
-            },
+    while !output.is_closed() {
+        match events.next().await {
+            Some(Ok(event)) => shown.show(event, &mut output)?,
+            Some(Err(error)) => return Err(shown.failure(&error)),
+            // What ends the stream was told.
+            None => break,
         }
-        tokio::time::sleep(wait.unwrap_or_else(|| backoff.failed())).await;
+    }
+    Ok(Exit::Done)
+}
+
+/// What is shown of a device's life.
+struct Shown {
+    address: String,
+    dialect: u8,
+    echo: bool,
+    connected: bool,
+    /// Whether it was connected before.
+    ever: bool,
+}
+
+impl Shown {
+    /// Prints an event, and answers a push. A failure is one that ends the command.
+    fn show(&mut self, event: DeviceEvent, output: &mut Output) -> Result<(), Failure> {
+        match event {
+            DeviceEvent::Connected { welcome, .. } => {
+                (self.connected, self.ever) = (true, true);
+                let node = welcome.as_ref().map(|welcome| welcome.node.as_str());
+                print(output, &DeviceLine::Connected { address: &self.address, node, dialect: self.dialect })
+            }
+            DeviceEvent::Push(push) => {
+                print(output, &DeviceLine::Push { seq: push.seq.to_string(), uri: &push.uri, body: &push.body })?;
+                // A connection that has ended is told by the next event.
+                if let Err(AckError::TooLarge { .. }) = push.ack(if self.echo { &push.body } else { "" }) {
+                    let _ = push.nack("the reply is too long");
+                }
+                Ok(())
+            }
+            DeviceEvent::Error { reason, detail } => {
+                print(output, &DeviceLine::Error { reason: &reason, detail: &detail })
+            }
+            DeviceEvent::Kicked { reason, retry_in } => {
+                self.connected = false;
+                let (reconnect, after_ms) = (retry_in.is_some(), retry_in.unwrap_or_default().as_millis().to_string());
+                print(output, &DeviceLine::Kick { reason: &reason, reconnect, after_ms })?;
+                if reconnect { Ok(()) } else { Err(Failure::new(Exit::No, format!("told not to come back: {reason}"))) }
+            }
+            DeviceEvent::Interrupted { error, .. } if self.connected => {
+                self.connected = false;
+                if !matches!(error, LoginError::Closed) {
+                    complain(&error.to_string());
+                }
+                print(output, &DeviceLine::Closed)
+            }
+            DeviceEvent::Interrupted { error, .. } => {
+                let another_try = self.ever && exit(&error) == Exit::Unreachable;
+                if !another_try && !matches!(error, LoginError::Unavailable) {
+                    return Err(self.failure(&error));
+                }
+                complain(&format!("{}: {error}; trying again", self.address));
+                Ok(())
+            }
+        }
+    }
+
+    fn failure(&self, error: &LoginError) -> Failure {
+        let exit = exit(error);
+        let message = match exit {
+            Exit::Unreachable => format!("{}: {error}", self.address),
+            _ => error.to_string(),
+        };
+        Failure::new(exit, message)
     }
 }
 
@@ -145,66 +172,15 @@ impl DeviceArgs {
     }
 }
 
-/// The host of an address: what the gateway's certificate must be for.
-fn host_of(address: &str) -> &str {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
-}
-
-/// What ends the command at once; none: another try may help.
-fn exit(error: &LoginError) -> Option<Exit> {
+/// With what a login that failed ends the command.
+fn exit(error: &LoginError) -> Exit {
     match error {
-        LoginError::Refused => Some(Exit::Refused),
-        LoginError::Protocol(_) | LoginError::File(_) | LoginError::ServerName(_) => Some(Exit::Usage),
-        LoginError::Unavailable | LoginError::Closed | LoginError::TimedOut(_) | LoginError::Io(_) => None,
-    }
-}
-
-/// One connection, from its first event to its last.
-async fn live(device: &mut Device, echo: bool, output: &mut Output) -> Result<End, Failure> {
-    let told = device.welcome().map(|welcome| welcome.max_frame_bytes);
-    let bytes_max = told.filter(|&bytes| bytes > 0).unwrap_or(FRAME_BYTES_MAX);
-    while !output.is_closed() {
-        let event = match device.next().await {
-            Ok(event) => event,
-            Err(error) => {
-                complain(&error.to_string());
-                Event::Closed
-            }
-        };
-        match event {
-            Event::Push { seq, uri, body } => {
-                print(output, &DeviceLine::Push { seq: seq.to_string(), uri: &uri, body: &body })?;
-                // A failure is told by the next event.
-                let _ = match reply(seq, if echo { &body } else { "" }, bytes_max) {
-                    Some(reply) => device.ack(seq, reply).await,
-                    None => device.nack(seq, "the reply is too long").await,
-                };
-            }
-            Event::Kick { reason, reconnect, after } => {
-                let after_ms = after.as_millis().to_string();
-                print(output, &DeviceLine::Kick { reason: &reason, reconnect, after_ms })?;
-                return Ok(if reconnect {
-                    End::Again((!after.is_zero()).then_some(after))
-                } else {
-                    End::Expelled(reason)
-                });
-            }
-            Event::Error { reason, detail } => print(output, &DeviceLine::Error { reason: &reason, detail: &detail })?,
-            Event::Heartbeat | Event::Auth(_) => {}
-            Event::Closed => {
-                print(output, &DeviceLine::Closed)?;
-                return Ok(End::Again(None));
-            }
+        LoginError::Refused => Exit::Refused,
+        LoginError::Protocol(_) | LoginError::File(_) | LoginError::ServerName(_) | LoginError::Address(_) => {
+            Exit::Usage
         }
+        _ => Exit::Unreachable,
     }
-    Ok(End::Unread)
-}
-
-/// `body`, if an ack with it fits into a frame: one that doesn't would end the connection.
-fn reply(seq: i64, body: &str, bytes_max: u64) -> Option<&str> {
-    let bytes = frame::message_bytes(seq.to_string().len(), "/plex/ack", body);
-    (bytes as u64 <= bytes_max).then_some(body)
 }
 
 fn print(output: &mut Output, line: &DeviceLine<'_>) -> Result<(), Failure> {

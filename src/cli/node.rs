@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::{
     Exit, Failure, Output,
     gateway::GatewayArgs,
-    output::{shown, timestamp},
+    output::{rfc3339, shown},
 };
 use crate::{
-    client::CallError,
-    proto::{GetHostResponse, GetInfoResponse},
+    client::{CallError, Host, Info},
+    model::Transport,
 };
 
 #[derive(Debug, Clone, Args)]
@@ -54,12 +54,13 @@ struct InfoLine<'a> {
 /// Asks for a host. No is the answer where no node takes devices.
 pub(super) async fn host(args: HostArgs, config: Option<PathBuf>) -> Result<Exit, Failure> {
     let HostArgs { transport, gateway } = args;
-    let GetHostResponse { host, node } = match gateway.connect(config)?.host(&transport).await {
+    let transport = if transport == "tls" { Transport::Tls } else { Transport::Tcp };
+    let Host { address, node, .. } = match gateway.connect(config)?.host(transport).await {
         Ok(answer) => answer,
         Err(error @ CallError::Unavailable(_)) => return Err(Failure::new(Exit::No, error.to_string())),
         Err(error) => return Err(error.into()),
     };
-    Output::stdout(gateway.json).answer(&HostLine { host: &host, node: &node }, || shown(&host))?;
+    Output::stdout(gateway.json).answer(&HostLine { host: &address, node: &node }, || shown(&address))?;
     Ok(Exit::Done)
 }
 
@@ -71,8 +72,8 @@ pub(super) async fn info(args: InfoArgs, config: Option<PathBuf>) -> Result<Exit
     Ok(Exit::Done)
 }
 
-fn line(answer: &GetInfoResponse) -> InfoLine<'_> {
-    let GetInfoResponse { version, node, features, frame_bytes_max, uids, connections, known_since } = answer;
+fn line(answer: &Info) -> InfoLine<'_> {
+    let Info { version, node, features, frame_bytes_max, uids, connections, known_since } = answer;
     InfoLine {
         version,
         node,
@@ -80,7 +81,7 @@ fn line(answer: &GetInfoResponse) -> InfoLine<'_> {
         frame_bytes_max: *frame_bytes_max,
         uids: uids.to_string(),
         connections: connections.to_string(),
-        known_since: timestamp(*known_since),
+        known_since: known_since.map(rfc3339),
     }
 }
 
@@ -101,11 +102,13 @@ fn text(line: &InfoLine<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
 
     #[test]
     fn info_is_printed_for_people_and_for_scripts() {
-        let mut answer = GetInfoResponse {
+        let mut answer = Info {
             version: "0.1.0".to_owned(),
             node: "n1".to_owned(),
             frame_bytes_max: 65_536,
@@ -117,7 +120,7 @@ mod tests {
             serde_json::to_string(&line(&answer)).unwrap(),
             r#"{"version":"0.1.0","node":"n1","features":[],"frameBytesMax":65536,"uids":"3","connections":"4"}"#
         );
-        answer.known_since = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
+        answer.known_since = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1));
         let text = text(&line(&answer));
         assert!(text.contains("uids         3 online\n"), "{text}");
         assert!(text.ends_with("known since  1970-01-01T00:00:01.000Z"), "{text}");

@@ -8,9 +8,9 @@ use serde::Serialize;
 use super::{
     Exit, Failure, Output,
     gateway::GatewayArgs,
-    output::{Tone, connections, shown, timestamp},
+    output::{Tone, connections, rfc3339, shown},
 };
-use crate::proto::OnlineState;
+use crate::client::OnlineState;
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct OnlineArgs {
@@ -35,19 +35,23 @@ struct OnlineLine<'a> {
 /// Asks. No is the answer where one of them isn't online.
 pub(super) async fn online(args: OnlineArgs, config: Option<PathBuf>) -> Result<Exit, Failure> {
     let OnlineArgs { uids, gateway } = args;
-    let answer = gateway.connect(config)?.is_online(uids).await?;
+    let states = gateway.connect(config)?.is_online(uids).await?;
     let mut output = Output::stdout(gateway.json);
-    for state in &answer.states {
+    for state in &states {
         let line = line(state);
         let text = text(&line, |word, tone| output.toned(word, tone));
         output.answer(&line, || text)?;
     }
-    Ok(if answer.states.iter().all(|state| state.online) { Exit::Done } else { Exit::No })
+    Ok(if states.iter().all(|state| state.online.is_some()) { Exit::Done } else { Exit::No })
 }
 
 fn line(state: &OnlineState) -> OnlineLine<'_> {
-    let OnlineState { uid, online, since, node, connections } = state;
-    OnlineLine { uid, online: *online, since: timestamp(*since), node, connections: *connections }
+    let OnlineState { uid, online, .. } = state;
+    let offline = OnlineLine { uid, online: false, since: None, node: "", connections: 0 };
+    online.as_ref().map_or(offline, |online| {
+        let (node, connections) = (&*online.node, online.connections);
+        OnlineLine { uid, online: true, since: Some(rfc3339(online.since)), node, connections }
+    })
 }
 
 fn text(line: &OnlineLine<'_>, toned: impl FnOnce(&str, Tone) -> String) -> String {
@@ -61,7 +65,10 @@ fn text(line: &OnlineLine<'_>, toned: impl FnOnce(&str, Tone) -> String) -> Stri
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
+    use crate::client::Online;
 
     fn plain(word: &str, _: Tone) -> String {
         word.to_owned()
@@ -69,19 +76,15 @@ mod tests {
 
     #[test]
     fn a_state_is_printed_for_people_and_for_scripts() {
-        let online = OnlineState {
-            uid: "alice".to_owned(),
-            online: true,
-            since: Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }),
-            node: "n1".to_owned(),
-            connections: 1,
-        };
+        let since = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
+        let online = Some(Online { since, node: "n1".to_owned(), connections: 1 });
+        let online = OnlineState { uid: "alice".to_owned(), online };
         assert_eq!(text(&line(&online), plain), "alice online since 1970-01-01T00:00:01.500Z at n1, 1 connection");
         assert_eq!(
             serde_json::to_string(&line(&online)).unwrap(),
             r#"{"uid":"alice","online":true,"since":"1970-01-01T00:00:01.500Z","node":"n1","connections":1}"#
         );
-        let offline = OnlineState { uid: "bob".to_owned(), ..Default::default() };
+        let offline = OnlineState { uid: "bob".to_owned(), online: None };
         assert_eq!(text(&line(&offline), plain), "bob offline");
         assert_eq!(
             serde_json::to_string(&line(&offline)).unwrap(),

@@ -117,11 +117,6 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + since).to_string()
 }
 
-/// As [`rfc3339`]; none where the time is missing, or out of any calendar.
-pub(super) fn timestamp(time: Option<prost_types::Timestamp>) -> Option<String> {
-    Some(rfc3339(SystemTime::try_from(time?).ok()?))
-}
-
 /// `1 connection`, `2 connections`.
 pub(super) fn connections(count: u32) -> String {
     format!("{count} connection{}", if count == 1 { "" } else { "s" })
@@ -173,6 +168,5 @@ mod tests {
         assert_eq!(rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(1_500)), "1970-01-01T00:00:01.500Z");
         assert_eq!(rfc3339(SystemTime::UNIX_EPOCH - Duration::from_secs(9)), "1970-01-01T00:00:00.000Z");
         assert_eq!(rfc3339(SystemTime::UNIX_EPOCH + LATEST * 2), "9999-12-31T23:59:59.000Z");
-        assert_eq!(timestamp(None), None);
     }
 }

@@ -12,7 +12,7 @@ use super::{
     gateway::GatewayArgs,
     output::{Tone, connections, shown},
 };
-use crate::proto::{PushResponse, PushStatus};
+use crate::client::{PushOutcome, PushStatus};
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct PushArgs {
@@ -71,23 +71,23 @@ pub(super) async fn push(args: PushArgs, config: Option<PathBuf>) -> Result<Exit
     Ok(exit(&outcome, ack.is_some()))
 }
 
-fn exit(outcome: &PushResponse, asked: bool) -> Exit {
+fn exit(outcome: &PushOutcome, asked: bool) -> Exit {
     let wanted = if asked { PushStatus::Acked } else { PushStatus::Sent };
-    if outcome.status == i32::from(wanted) { Exit::Done } else { Exit::No }
+    if outcome.status == wanted { Exit::Done } else { Exit::No }
 }
 
-fn line(outcome: &PushResponse) -> PushLine<'_> {
-    let PushResponse { seq, connections, reply, .. } = outcome;
-    PushLine { status: status(outcome), seq: seq.to_string(), connections: *connections, reply }
+fn line(outcome: &PushOutcome) -> PushLine<'_> {
+    let PushOutcome { status, seq, connections, reply, .. } = outcome;
+    PushLine { status: status.name(), seq: seq.to_string(), connections: *connections, reply }
 }
 
-fn tone(outcome: &PushResponse) -> Tone {
-    let good = matches!(outcome.status(), PushStatus::Sent | PushStatus::Acked);
+fn tone(outcome: &PushOutcome) -> Tone {
+    let good = matches!(outcome.status, PushStatus::Sent | PushStatus::Acked);
     if good { Tone::Good } else { Tone::Bad }
 }
 
-fn text(outcome: &PushResponse, toned: impl FnOnce(&'static str) -> String) -> String {
-    let mut text = toned(status(outcome));
+fn text(outcome: &PushOutcome, toned: impl FnOnce(&'static str) -> String) -> String {
+    let mut text = toned(outcome.status.name());
     if outcome.connections > 0 {
         text += &format!(", seq {}, {}", outcome.seq, connections(outcome.connections));
     }
@@ -97,50 +97,39 @@ fn text(outcome: &PushResponse, toned: impl FnOnce(&'static str) -> String) -> S
     text
 }
 
-/// The status without its prefix; one that this program doesn't know is unknown.
-fn status(outcome: &PushResponse) -> &'static str {
-    let status = PushStatus::try_from(outcome.status).unwrap_or(PushStatus::Unknown);
-    let name = status.as_str_name();
-    name.strip_prefix("PUSH_STATUS_").unwrap_or(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto;
 
-    fn outcome(status: PushStatus) -> PushResponse {
-        PushResponse { status: status.into(), ..Default::default() }
+    fn outcome(status: proto::PushStatus) -> PushOutcome {
+        proto::PushResponse { status: status.into(), ..Default::default() }.into()
     }
 
     #[test]
     fn an_outcome_is_printed_for_people_and_for_scripts() {
-        let outcome = PushResponse {
-            seq: 9_007_199_254_740_991,
-            connections: 2,
-            reply: "fine\n".to_owned(),
-            ..outcome(PushStatus::Acked)
-        };
+        let mut outcome = outcome(proto::PushStatus::Acked);
+        (outcome.seq, outcome.connections, outcome.reply) = (9_007_199_254_740_991, 2, "fine\n".to_owned());
         assert_eq!(text(&outcome, str::to_owned), "ACKED, seq 9007199254740991, 2 connections: fine\\n");
         assert_eq!(
             serde_json::to_string(&line(&outcome)).unwrap(),
             r#"{"status":"ACKED","seq":"9007199254740991","connections":2,"reply":"fine\n"}"#
         );
-        assert_eq!(text(&PushResponse::default(), str::to_owned), "UNSPECIFIED");
-    }
-
-    #[test]
-    fn an_unknown_status_is_unknown() {
-        assert_eq!(text(&PushResponse { status: 77, ..Default::default() }, str::to_owned), "UNKNOWN");
     }
 
     #[test]
     fn only_what_was_asked_for_is_a_yes() {
-        assert_eq!(exit(&outcome(PushStatus::Sent), false), Exit::Done);
-        assert_eq!(exit(&outcome(PushStatus::Acked), true), Exit::Done);
-        for status in [PushStatus::Sent, PushStatus::Nacked, PushStatus::AckTimeout, PushStatus::Unknown] {
+        assert_eq!(exit(&outcome(proto::PushStatus::Sent), false), Exit::Done);
+        assert_eq!(exit(&outcome(proto::PushStatus::Acked), true), Exit::Done);
+        for status in [
+            proto::PushStatus::Sent,
+            proto::PushStatus::Nacked,
+            proto::PushStatus::AckTimeout,
+            proto::PushStatus::Unknown,
+        ] {
             assert_eq!(exit(&outcome(status), true), Exit::No);
         }
-        for status in [PushStatus::Offline, PushStatus::QueueFull, PushStatus::Unreachable] {
+        for status in [proto::PushStatus::Offline, proto::PushStatus::QueueFull, proto::PushStatus::Unreachable] {
             assert_eq!(exit(&outcome(status), false), Exit::No);
         }
     }

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use futures_util::StreamExt;
 use serde::Serialize;
 
 use super::{
     Exit, Failure, Output,
     gateway::GatewayArgs,
-    output::{Tone, shown, timestamp},
+    output::{Tone, rfc3339, shown},
 };
-use crate::proto::Session;
+use crate::client::Session;
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct SessionsArgs {
@@ -28,10 +29,8 @@ struct SessionLine<'a> {
     epoch: String,
     node: &'a str,
     remote_address: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    connected_at: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_seen: Option<String>,
+    connected_at: String,
+    last_seen: String,
     queued_bytes: String,
     pushes_sent: String,
     pushes_dropped: String,
@@ -42,16 +41,22 @@ struct SessionLine<'a> {
 const TITLES: [&str; 9] =
     ["UID", "NODE", "ADDRESS", "CONNECTED", "LAST SEEN", "QUEUED BYTES", "SENT", "DROPPED", "DIALECT"];
 
+/// Sessions at a time: as many as the gateway puts into a message.
+const PAGE: usize = 1_000;
+
 /// Lists connections. No is the answer where a uid was named that has none.
 pub(super) async fn sessions(args: SessionsArgs, config: Option<PathBuf>) -> Result<Exit, Failure> {
     let SessionsArgs { uid, gateway } = args;
-    let mut pages = gateway.connect(config)?.sessions(uid.as_deref().unwrap_or_default()).await?;
+    let sessions = gateway.connect(config)?.sessions(uid.as_deref().unwrap_or_default()).await?;
+    // What has come together is shown together.
+    let mut pages = sessions.ready_chunks(PAGE);
     let mut output = Output::stdout(gateway.json);
     // Of the first page: those of the others are seldom wider, and nobody waits for the last.
     let mut widths = None;
     let mut any = false;
-    while let Some(page) = pages.message().await? {
-        let lines: Vec<_> = page.sessions.iter().map(line).collect();
+    while let Some(page) = pages.next().await {
+        let page = page.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let lines: Vec<_> = page.iter().map(line).collect();
         any |= !lines.is_empty();
         if output.is_terminal() && widths.is_none() && any {
             widths = Some(fitting(&lines));
@@ -74,8 +79,8 @@ fn line(session: &Session) -> SessionLine<'_> {
         epoch: session.epoch.to_string(),
         node: &session.node,
         remote_address: &session.remote_address,
-        connected_at: timestamp(session.connected_at),
-        last_seen: timestamp(session.last_seen),
+        connected_at: rfc3339(session.connected_at),
+        last_seen: rfc3339(session.last_seen),
         queued_bytes: session.queued_bytes.to_string(),
         pushes_sent: session.pushes_sent.to_string(),
         pushes_dropped: session.pushes_dropped.to_string(),
@@ -84,13 +89,12 @@ fn line(session: &Session) -> SessionLine<'_> {
 }
 
 fn cells(line: &SessionLine<'_>) -> [String; 9] {
-    let time = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
     [
         shown(line.uid).into_owned(),
         shown(line.node).into_owned(),
         shown(line.remote_address).into_owned(),
-        time(&line.connected_at),
-        time(&line.last_seen),
+        line.connected_at.clone(),
+        line.last_seen.clone(),
         line.queued_bytes.clone(),
         line.pushes_sent.clone(),
         line.pushes_dropped.clone(),
@@ -121,11 +125,13 @@ fn row(cells: &[String; 9], widths: Option<&[usize; 9]>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
 
     #[test]
     fn a_session_is_printed_for_people_and_for_scripts() {
-        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let session = Session {
             uid: "alice".to_owned(),
             epoch: 7,

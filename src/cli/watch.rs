@@ -1,8 +1,9 @@
 //! `plex watch`: who comes and goes.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::path::PathBuf;
 
 use clap::Args;
+use futures_util::TryStreamExt;
 use serde::Serialize;
 
 use super::{
@@ -10,7 +11,10 @@ use super::{
     gateway::GatewayArgs,
     output::{complain, rfc3339, shown},
 };
-use crate::{client::Update, proto::OfflineReason};
+use crate::{
+    client::Update,
+    model::{Millis, NodeName, OfflineReason, PresenceChange, PresenceEvent, Uid},
+};
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct WatchArgs {
@@ -46,7 +50,7 @@ pub(super) async fn watch(args: WatchArgs, config: Option<PathBuf>) -> Result<Ex
     let mut output = Output::stdout(gateway.json);
     let mut has_begun = false;
     while !output.is_closed() {
-        let update = follower.next().await?;
+        let Some(update) = follower.try_next().await? else { break };
         match &update {
             Update::Interrupted { error, .. } if !has_begun => return Err(error.clone().into()),
             Update::Interrupted { error, retry_in } => {
@@ -64,27 +68,31 @@ pub(super) async fn watch(args: WatchArgs, config: Option<PathBuf>) -> Result<Ex
 
 /// What to print of `update`. A stream that begins anew after another is a reset for who reads the lines.
 fn line(update: &Update, has_begun: bool) -> Option<WatchLine<'_>> {
-    let event = |kind, uid, online, epoch: &i64, at: &SystemTime, node, reason| WatchLine {
+    let event = |kind, uid, online, epoch: &u64, at: &Millis, node, reason| WatchLine {
         kind,
-        uid: Some(uid),
+        uid: Some(Uid::as_str(uid)),
         online: Some(online),
-        at: Some(rfc3339(*at)),
-        node: Some(node),
+        at: Some(rfc3339((*at).into())),
+        node: Some(NodeName::as_str(node)),
         reason,
         epoch: Some(epoch.to_string()),
     };
-    let mark = |kind, at: &SystemTime| WatchLine { kind, at: Some(rfc3339(*at)), ..WatchLine::default() };
-    match update {
-        Update::Begun { resumed: false } if has_begun => Some(WatchLine { kind: "RESET", ..WatchLine::default() }),
-        Update::Begun { .. } | Update::Cursor(_) | Update::Interrupted { .. } => None,
-        Update::Reset { since } => Some(mark("RESET", since)),
-        Update::Live { since } => Some(mark("LIVE", since)),
-        Update::Snapshot { uid, epoch, since, node } => Some(event("SNAPSHOT", uid, true, epoch, since, node, None)),
-        Update::Online { uid, epoch, at, node } => Some(event("CHANGE", uid, true, epoch, at, node, None)),
-        Update::Offline { uid, epoch, at, node, reason } => {
-            Some(event("CHANGE", uid, false, epoch, at, node, Some(reason_name(*reason))))
+    let mark = |kind, at: &Millis| WatchLine { kind, at: Some(rfc3339((*at).into())), ..WatchLine::default() };
+    let told = match update {
+        Update::Begun { resumed: false } if has_begun => {
+            return Some(WatchLine { kind: "RESET", ..WatchLine::default() });
         }
-    }
+        Update::Begun { .. } | Update::Cursor(_) | Update::Interrupted { .. } => return None,
+        Update::Event(told) => told,
+    };
+    Some(match told {
+        PresenceEvent::Reset { since } => mark("RESET", since),
+        PresenceEvent::Live { since } => mark("LIVE", since),
+        PresenceEvent::Snapshot { uid, epoch, since, node } => event("SNAPSHOT", uid, true, epoch, since, node, None),
+        PresenceEvent::Change(PresenceChange { uid, epoch, at, node, offline }) => {
+            event("CHANGE", uid, offline.is_none(), epoch, at, node, offline.map(reason_name))
+        }
+    })
 }
 
 fn text(line: &WatchLine<'_>) -> String {
@@ -103,15 +111,23 @@ fn text(line: &WatchLine<'_>) -> String {
     }
 }
 
+/// As in protobuf, without the prefix.
 fn reason_name(reason: OfflineReason) -> &'static str {
-    let name = reason.as_str_name();
-    name.strip_prefix("OFFLINE_REASON_").unwrap_or(name)
+    match reason {
+        OfflineReason::Closed => "CLOSED",
+        OfflineReason::Timeout => "TIMEOUT",
+        OfflineReason::Disconnected => "DISCONNECTED",
+        OfflineReason::Draining => "DRAINING",
+        OfflineReason::Expired => "EXPIRED",
+        OfflineReason::Slow => "SLOW",
+        OfflineReason::NodeLost => "NODE_LOST",
+        OfflineReason::Protocol => "PROTOCOL",
+        OfflineReason::Unknown => "UNSPECIFIED",
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[track_caller]
@@ -123,30 +139,34 @@ mod tests {
 
     #[test]
     fn updates_are_printed_for_people_and_for_scripts() {
-        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
-        let (uid, node) = ("alice".to_owned(), "n1".to_owned());
+        let at = Millis(1_500);
+        let (uid, node) = (Uid::new("alice").unwrap(), NodeName::new("n1"));
+        let change = |offline| {
+            let (uid, node) = (uid.clone(), node.clone());
+            Update::Event(PresenceEvent::Change(PresenceChange { uid, epoch: 7, at, node, offline }))
+        };
         prints(
-            &Update::Offline { uid: uid.clone(), epoch: 7, at, node: node.clone(), reason: OfflineReason::NodeLost },
+            &change(Some(OfflineReason::NodeLost)),
             "1970-01-01T00:00:01.500Z offline alice at n1, NODE_LOST",
             r#"{"kind":"CHANGE","uid":"alice","online":false,"at":"1970-01-01T00:00:01.500Z","node":"n1","reason":"NODE_LOST","epoch":"7"}"#,
         );
         prints(
-            &Update::Online { uid: uid.clone(), epoch: 7, at, node: node.clone() },
+            &change(None),
             "1970-01-01T00:00:01.500Z online alice at n1",
             r#"{"kind":"CHANGE","uid":"alice","online":true,"at":"1970-01-01T00:00:01.500Z","node":"n1","epoch":"7"}"#,
         );
         prints(
-            &Update::Snapshot { uid, epoch: 7, since: at, node },
+            &Update::Event(PresenceEvent::Snapshot { uid: uid.clone(), epoch: 7, since: at, node: node.clone() }),
             "1970-01-01T00:00:01.500Z is online alice at n1",
             r#"{"kind":"SNAPSHOT","uid":"alice","online":true,"at":"1970-01-01T00:00:01.500Z","node":"n1","epoch":"7"}"#,
         );
         prints(
-            &Update::Live { since: at },
+            &Update::Event(PresenceEvent::Live { since: at }),
             "live: who hasn't been named is offline; known since 1970-01-01T00:00:01.500Z",
             r#"{"kind":"LIVE","at":"1970-01-01T00:00:01.500Z"}"#,
         );
         prints(
-            &Update::Reset { since: at },
+            &Update::Event(PresenceEvent::Reset { since: at }),
             "reset: what follows replaces what was told",
             r#"{"kind":"RESET","at":"1970-01-01T00:00:01.500Z"}"#,
         );

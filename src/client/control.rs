@@ -1,24 +1,31 @@
 //! The control plane, as a backend in Rust calls it.
 
 mod options;
+mod pushing;
+mod sessions;
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::time::Duration;
 
-use futures_util::Stream;
 use tonic::{
-    Request, Status, Streaming,
+    Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 
-pub use self::options::ControlOptions;
-use super::{CallError, ConnectError, Follower};
-use crate::proto::{self, gateway_client::GatewayClient};
+pub use self::{
+    options::ControlOptions,
+    pushing::{PushOutcomes, PushSink},
+    sessions::Sessions,
+};
+use super::{
+    CallError, ConnectError, Follower, OnlineStatus,
+    answer::{BroadcastOutcome, Host, Info, OnlineState, PushOutcome, PushRequest},
+};
+use crate::{
+    model::Transport,
+    proto::{self, gateway_client::GatewayClient},
+};
 
 /// The longest message, either way; the gateway's own limit.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -34,12 +41,15 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// where it broke.
 #[derive(Debug, Clone)]
 pub struct Control {
-    client: GatewayClient<InterceptedService<Channel, Bearer>>,
+    client: RawClient,
 }
+
+/// The generated client, which adds the secret to each call.
+pub type RawClient = GatewayClient<InterceptedService<Channel, Bearer>>;
 
 /// Adds the secret to each call.
 #[derive(Debug, Clone)]
-struct Bearer(Option<MetadataValue<Ascii>>);
+pub struct Bearer(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -98,53 +108,48 @@ impl Control {
 
     /// Pushes one message to all connections of `uid`.
     ///
+    /// Cancel-safe in so far as nothing breaks; a push whose call is dropped may have been sent or not.
+    ///
     /// # Errors
     ///
     /// [`CallError`], as every call here.
-    pub async fn push(&self, uid: &str, uri: &str, body: &str) -> Result<proto::PushResponse, CallError> {
-        self.push_request(push_request(uid, uri, body)).await
+    pub async fn push(&self, uid: &str, uri: &str, body: &str) -> Result<PushOutcome, CallError> {
+        self.push_request(PushRequest::new(uid, uri, body)).await
     }
 
     /// Pushes one message and waits up to `ack_timeout` (over 0, at most 5 minutes) for the device's answer: a call to
     /// the device.
     ///
-    /// # Errors
-    ///
-    /// [`CallError`], as every call here.
-    pub async fn ask(
-        &self,
-        uid: &str,
-        uri: &str,
-        body: &str,
-        ack_timeout: Duration,
-    ) -> Result<proto::PushResponse, CallError> {
-        // What is too long for a protobuf duration is too long for the gateway: it tells the limit.
-        let ack_timeout = ack_timeout.try_into().unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 });
-        self.push_request(proto::PushRequest { ack_timeout: Some(ack_timeout), ..push_request(uid, uri, body) }).await
-    }
-
-    /// Pushes one message, told in full.
+    /// Cancel-safe as [`Control::push`] is: dropping it ends the wait, and takes nothing back.
     ///
     /// # Errors
     ///
     /// [`CallError`], as every call here.
-    pub async fn push_request(&self, request: proto::PushRequest) -> Result<proto::PushResponse, CallError> {
-        Ok(self.client.clone().push(request).await?.into_inner())
+    pub async fn ask(&self, uid: &str, uri: &str, body: &str, ack_timeout: Duration) -> Result<PushOutcome, CallError> {
+        self.push_request(PushRequest { ack_timeout: Some(ack_timeout), ..PushRequest::new(uid, uri, body) }).await
     }
 
-    /// Pushes many messages over one call; up to 1,000 to a batch. The results must be read while pushes are written.
+    async fn push_request(&self, push: PushRequest) -> Result<PushOutcome, CallError> {
+        Ok(self.raw().push(proto::PushRequest::from(push)).await?.into_inner().into())
+    }
+
+    /// Pushes many messages over one call, the fastest way: pushes go into the first of the pair, and an outcome for each
+    /// comes out of the second. At most `window` (1 at least) are without an outcome at a time, then [`PushSink::send`]
+    /// waits: so outcomes must be read while pushes are sent. The gateway has a bound of its own,
+    /// `control.stream_window` (10,000); a window above it gains nothing.
+    ///
+    /// Cancel-safe: nothing is sent before the pair is there.
     ///
     /// # Errors
     ///
-    /// [`CallError`], as every call here; also from the stream.
-    pub async fn push_stream(
-        &self,
-        pushes: impl Stream<Item = proto::PushStreamRequest> + Send + 'static,
-    ) -> Result<Responses<proto::PushStreamResponse>, CallError> {
-        Ok(Responses(self.client.clone().push_stream(pushes).await?.into_inner()))
+    /// [`CallError`], as every call here.
+    pub async fn push_stream(&self, window: usize) -> Result<(PushSink, PushOutcomes), CallError> {
+        pushing::begin(self.raw(), window).await
     }
 
     /// Pushes one message to 1 to 10,000 uids; an outcome for each, in order.
+    ///
+    /// Cancel-safe as [`Control::push`] is: the gateway goes through all uids, also where the call is dropped.
     ///
     /// # Errors
     ///
@@ -154,22 +159,24 @@ impl Control {
         uids: impl IntoIterator<Item = impl Into<String>>,
         uri: &str,
         body: &str,
-    ) -> Result<Vec<proto::PushResponse>, CallError> {
+    ) -> Result<Vec<PushOutcome>, CallError> {
         let request = proto::PushManyRequest { uids: owned(uids), uri: uri.to_owned(), body: body.to_owned() };
-        Ok(self.client.clone().push_many(request).await?.into_inner().results)
+        Ok(all(self.raw().push_many(request).await?.into_inner().results))
     }
 
     /// Pushes one message to everyone who is connected.
     ///
+    /// Cancel-safe as [`Control::push`] is: the gateway goes through everyone, also where the call is dropped.
+    ///
     /// # Errors
     ///
     /// [`CallError`], as every call here.
-    pub async fn broadcast(&self, uri: &str, body: &str) -> Result<proto::BroadcastResponse, CallError> {
+    pub async fn broadcast(&self, uri: &str, body: &str) -> Result<BroadcastOutcome, CallError> {
         let request = proto::BroadcastRequest { uri: uri.to_owned(), body: body.to_owned() };
-        Ok(self.client.clone().broadcast(request).await?.into_inner())
+        Ok(self.raw().broadcast(request).await?.into_inner().into())
     }
 
-    /// Tells who of 1 to 10,000 uids is online.
+    /// Tells who of 1 to 10,000 uids is online; a state for each, in order. Cancel-safe.
     ///
     /// # Errors
     ///
@@ -177,71 +184,74 @@ impl Control {
     pub async fn is_online(
         &self,
         uids: impl IntoIterator<Item = impl Into<String>>,
-    ) -> Result<proto::IsOnlineResponse, CallError> {
-        Ok(self.client.clone().is_online(proto::IsOnlineRequest { uids: owned(uids) }).await?.into_inner())
+    ) -> Result<Vec<OnlineState>, CallError> {
+        Ok(all(self.raw().is_online(proto::IsOnlineRequest { uids: owned(uids) }).await?.into_inner().states))
     }
 
-    /// One stream of presence, which ends when its connection does. [`Control::follow`] comes back by itself.
-    ///
-    /// # Errors
-    ///
-    /// [`CallError`], as every call here; also from the stream.
-    pub async fn online_status(
-        &self,
-        request: proto::OnlineStatusRequest,
-    ) -> Result<Responses<proto::OnlineStatusResponse>, CallError> {
-        Ok(Responses(self.client.clone().online_status(request).await?.into_inner()))
+    /// Tells who of `uids` (up to 10,000; none: everyone) is online, and every change from then on, over broken
+    /// connections and restarts of the gateway: what it promises stands at [`OnlineStatus`]. Nothing is called before it
+    /// is polled.
+    #[must_use]
+    pub fn online_status(&self, uids: impl IntoIterator<Item = impl Into<String>>) -> OnlineStatus {
+        OnlineStatus::new(self.follow(uids))
     }
 
-    /// Follows the presence of `uids` (up to 10,000; none: everyone), over broken connections too.
+    /// The events themselves, as the gateway tells them, and cursors to go on from in another process: for who keeps the
+    /// states elsewhere. Over broken connections as [`Control::online_status`]. Nothing is called before it is polled.
     #[must_use]
     pub fn follow(&self, uids: impl IntoIterator<Item = impl Into<String>>) -> Follower {
-        self.follow_request(proto::OnlineStatusRequest { uids: owned(uids), ..Default::default() })
+        Follower::new(self.clone(), owned(uids))
     }
 
-    /// As [`Control::follow`], from a kept cursor or without the first snapshot.
-    #[must_use]
-    pub fn follow_request(&self, request: proto::OnlineStatusRequest) -> Follower {
-        Follower::new(self.clone(), request)
-    }
-
-    /// Where a device should connect now by `transport`: `tcp` (empty is the same) or `tls`.
+    /// Where a device should connect now. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// [`CallError`], as every call here. [`CallError::Unavailable`] where no node takes devices by it.
-    pub async fn host(&self, transport: &str) -> Result<proto::GetHostResponse, CallError> {
-        let request = proto::GetHostRequest { transport: transport.to_owned() };
-        Ok(self.client.clone().get_host(request).await?.into_inner())
+    /// [`CallError`], as every call here. [`CallError::Unavailable`] where no node takes devices by this transport.
+    pub async fn host(&self, transport: Transport) -> Result<Host, CallError> {
+        let transport = match transport {
+            Transport::Tcp => "tcp",
+            Transport::Tls => "tls",
+        };
+        Ok(self.raw().get_host(proto::GetHostRequest { transport: transport.to_owned() }).await?.into_inner().into())
     }
 
-    /// What the node is and holds.
+    /// What the node is and holds. Cancel-safe.
     ///
     /// # Errors
     ///
     /// [`CallError`], as every call here.
-    pub async fn info(&self) -> Result<proto::GetInfoResponse, CallError> {
-        Ok(self.client.clone().get_info(proto::GetInfoRequest {}).await?.into_inner())
+    pub async fn info(&self) -> Result<Info, CallError> {
+        Ok(self.raw().get_info(proto::GetInfoRequest {}).await?.into_inner().into())
     }
 
     /// Closes all connections of `uid`; tells how many. `reason` goes to the gateway's log.
+    ///
+    /// Cancel-safe in so far as nothing breaks; where the call is dropped they may be closed or not.
     ///
     /// # Errors
     ///
     /// [`CallError`], as every call here.
     pub async fn disconnect(&self, uid: &str, reason: &str) -> Result<u32, CallError> {
         let request = proto::DisconnectRequest { uid: uid.to_owned(), reason: reason.to_owned() };
-        Ok(self.client.clone().disconnect(request).await?.into_inner().connections)
+        Ok(self.raw().disconnect(request).await?.into_inner().connections)
     }
 
-    /// Lists the authenticated connections of `uid`; of everyone where it is empty.
+    /// Lists the authenticated connections of `uid`; of everyone where it is empty. Cancel-safe.
     ///
     /// # Errors
     ///
     /// [`CallError`], as every call here; also from the stream.
-    pub async fn sessions(&self, uid: &str) -> Result<Responses<proto::ListSessionsResponse>, CallError> {
+    pub async fn sessions(&self, uid: &str) -> Result<Sessions, CallError> {
         let request = proto::ListSessionsRequest { uid: uid.to_owned() };
-        Ok(Responses(self.client.clone().list_sessions(request).await?.into_inner()))
+        Ok(Sessions::new(self.raw().list_sessions(request).await?.into_inner()))
+    }
+
+    /// The generated client that everything here goes through, for what has no method: [`crate::proto`], with its own
+    /// numbers and [`Status`], which becomes a [`CallError`]. Cheap, and over the same connection.
+    #[must_use]
+    pub fn raw(&self) -> RawClient {
+        self.client.clone()
     }
 }
 
@@ -257,36 +267,12 @@ impl Bearer {
     }
 }
 
-fn push_request(uid: &str, uri: &str, body: &str) -> proto::PushRequest {
-    proto::PushRequest { uid: uid.to_owned(), uri: uri.to_owned(), body: body.to_owned(), ..Default::default() }
-}
-
 fn owned(uids: impl IntoIterator<Item = impl Into<String>>) -> Vec<String> {
     uids.into_iter().map(Into::into).collect()
 }
 
-/// What a call answers bit by bit; also a `Stream`. Dropping it ends the call.
-#[derive(Debug)]
-pub struct Responses<T>(Streaming<T>);
-
-impl<T> Responses<T> {
-    /// The next response; `None` at the end. Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// [`CallError`] where the call ended otherwise; nothing comes after it.
-    pub async fn message(&mut self) -> Result<Option<T>, CallError> {
-        Ok(self.0.message().await?)
-    }
-}
-
-impl<T> Stream for Responses<T> {
-    type Item = Result<T, CallError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = ready!(Pin::new(&mut self.0).poll_next(cx));
-        Poll::Ready(next.map(|response| response.map_err(CallError::from)))
-    }
+fn all<T, U: From<T>>(answers: Vec<T>) -> Vec<U> {
+    answers.into_iter().map(U::from).collect()
 }
 
 #[cfg(test)]

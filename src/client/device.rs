@@ -1,7 +1,11 @@
 //! A device, as one written in Rust is one.
 
+mod address;
+mod credential;
 mod event;
 mod login;
+mod push;
+mod socket;
 mod stream;
 
 use std::{
@@ -21,11 +25,15 @@ use tokio::{
 use tokio_util::codec::{Encoder, FramedRead};
 
 pub use self::{
+    credential::Credential,
     event::{AuthAnswer, Event, Welcome},
     login::LoginError,
-    stream::{DeviceStream, DeviceTls},
+    push::{AckError, DevicePush},
+    socket::{DeviceSocket, DeviceTls},
+    stream::{DeviceEvent, DeviceStream},
 };
-use crate::device::{
+use super::Backoff;
+use crate::{
     codec::{CodecError, FrameCodec, OwnedMessage},
     frame::ByteOrder,
 };
@@ -40,7 +48,7 @@ const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone)]
 pub struct DeviceOptions {
     /// What it authenticates with. Where the gateway trusts devices, its uid.
-    pub credential: String,
+    pub credential: Credential,
     /// Whether it asks for kicks, errors and the gateway's settings. Default: true.
     pub v2: bool,
     /// How lengths are written; the gateway's `device.little_endian`. Default: big-endian.
@@ -55,6 +63,9 @@ pub struct DeviceOptions {
     pub frame_bytes_max: usize,
     /// Whether it connects by TLS, to the gateway's `device.tls_listen`. Default: none, plain TCP.
     pub tls: Option<DeviceTls>,
+    /// How long a [`DeviceStream`] waits before it connects again, where the gateway doesn't tell. Default: up to 1 s,
+    /// doubling to a minute.
+    pub backoff: Backoff,
 }
 
 /// When a device sends heartbeats by itself.
@@ -72,7 +83,7 @@ pub enum Heartbeats {
 impl DeviceOptions {
     /// The defaults, for a device that authenticates with `credential`.
     #[must_use]
-    pub fn new(credential: impl Into<String>) -> Self {
+    pub fn new(credential: impl Into<Credential>) -> Self {
         Self {
             credential: credential.into(),
             v2: true,
@@ -81,6 +92,7 @@ impl DeviceOptions {
             timeout: Duration::from_secs(40),
             frame_bytes_max: 16 << 20,
             tls: None,
+            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
         }
     }
 
@@ -94,7 +106,7 @@ impl DeviceOptions {
 
 /// An authenticated connection. It is closed when this is dropped.
 #[derive(Debug)]
-pub struct Device<S = DeviceStream> {
+pub struct Device<S = DeviceSocket> {
     input: FramedRead<S, FrameCodec>,
     /// Frames that the socket has not taken yet.
     output: BytesMut,
@@ -125,7 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Device<S> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    /// Tells that the push `seq` was taken; `body` is the reply, if there is one.
+    /// Tells that the push `seq` was taken; `body` is the reply, if there is one. Cancel-safe as [`Device::send`] is.
     ///
     /// # Errors
     ///
@@ -134,7 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Device<S> {
         self.send(OwnedMessage { seq, ..OwnedMessage::new("/plex/ack", body) }).await
     }
 
-    /// Tells that the push `seq` could not be handled, and why.
+    /// Tells that the push `seq` could not be handled, and why. Cancel-safe as [`Device::send`] is.
     ///
     /// # Errors
     ///
@@ -143,7 +155,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Device<S> {
         self.send(OwnedMessage { seq, ..OwnedMessage::new("/plex/nack", body) }).await
     }
 
-    /// Sends a heartbeat now; [`Event::Heartbeat`] is its answer.
+    /// Sends a heartbeat now; [`Event::Heartbeat`] is its answer. Cancel-safe as [`Device::send`] is.
     ///
     /// # Errors
     ///
@@ -153,28 +165,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Device<S> {
     }
 
     /// Authenticates again on this connection, before its credential's time is over. [`Event::Auth`] is the answer.
+    /// Cancel-safe as [`Device::send`] is.
     ///
     /// # Errors
     ///
     /// As [`Device::send`].
     pub async fn authenticate(&mut self, credential: &str) -> Result<(), CodecError> {
-        let v = self.v2.then_some(2);
-        self.send(OwnedMessage { v, ..OwnedMessage::new("/auth/server", credential) }).await
+        self.send(self.auth_message(credential)).await
     }
 
-    /// Sends any message. Returns when the socket has taken it; where the call is dropped before, the rest goes out
-    /// with the next call of any method.
+    fn auth_message(&self, credential: &str) -> OwnedMessage {
+        OwnedMessage { v: self.v2.then_some(2), ..OwnedMessage::new("/auth/server", credential) }
+    }
+
+    /// Sends any message. Returns when the socket has taken it.
+    ///
+    /// Cancel-safe: where it is dropped before, the rest goes out with the next call of any method.
     ///
     /// # Errors
     ///
     /// [`CodecError`] where the connection broke, or the message is longer than `frame_bytes_max`.
     pub async fn send(&mut self, message: OwnedMessage) -> Result<(), CodecError> {
-        let mut codec = *self.input.decoder();
-        codec.encode(message, &mut self.output)?;
+        self.queue(message)?;
         Ok(poll_fn(|cx| self.poll_flush(cx)).await?)
     }
 
-    /// Sends bytes as they are, a frame or not: to see what a gateway makes of them.
+    /// As [`Device::send`], but leaves the writing to the next call of any method.
+    fn queue(&mut self, message: OwnedMessage) -> Result<(), CodecError> {
+        let mut codec = *self.input.decoder();
+        codec.encode(message, &mut self.output)
+    }
+
+    /// Sends bytes as they are, a frame or not: to see what a gateway makes of them. Cancel-safe as [`Device::send`] is.
     ///
     /// # Errors
     ///
@@ -240,14 +262,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Device<S> {
         if self.broken {
             return;
         }
+        let mut codec = *self.input.decoder();
         if let Some(interval) = &mut self.heartbeats {
             // Until it is pending, or it would wake nobody.
             while interval.poll_tick(cx).is_ready() {
                 // What waits already is a sign of life as good.
                 if self.output.is_empty() {
-                    let mut codec = *self.input.decoder();
-                    let encoded = codec.encode(OwnedMessage::new("/heartbeat", ""), &mut self.output);
-                    self.broken |= encoded.is_err();
+                    self.broken |= codec.encode(OwnedMessage::new("/heartbeat", ""), &mut self.output).is_err();
                 }
             }
         }

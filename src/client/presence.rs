@@ -1,72 +1,40 @@
 //! Following presence over broken connections.
 
+mod online;
+
 use std::{
     collections::VecDeque,
-    time::{Duration, SystemTime},
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::time::Instant;
+use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture};
+use tokio::time::{Instant, sleep_until};
+use tonic::Streaming;
 
-use super::{Backoff, CallError, Control, Responses};
-use crate::proto::{OfflineReason, OnlineStatusEvent, OnlineStatusKind, OnlineStatusRequest, OnlineStatusResponse};
+pub use self::online::{OnlineEvent, OnlineStatus};
+use super::{Backoff, CallError, Control, answer};
+use crate::{
+    model::{Millis, NodeName, PresenceChange, PresenceEvent, Uid},
+    proto::{OnlineStatusEvent, OnlineStatusKind, OnlineStatusRequest, OnlineStatusResponse},
+};
 
-/// What a [`Follower`] tells. Keep the highest `epoch` of each uid: an `Online` or `Offline` that isn't higher and a
-/// `Snapshot` that is lower tell nothing new.
+/// What a [`Follower`] tells.
 #[derive(Debug, Clone)]
 pub enum Update {
     /// A stream has begun.
     Begun {
-        /// True: it goes on where the last one broke, unless `Reset` comes first. False: as `Reset`, what follows
+        /// True: it goes on where the last one broke, unless a RESET comes first. False: as with RESET, what follows
         /// replaces all that was known.
         resumed: bool,
     },
-    /// What follows replaces all that was known, and voids every cursor. Keep the old until `Live`.
-    Reset {
-        /// Since when the gateway's log is kept.
-        since: SystemTime,
-    },
-    /// A uid is online, told as part of a snapshot.
-    Snapshot {
-        /// Whose.
-        uid: String,
-        /// Its place in the log.
-        epoch: i64,
-        /// When it came online.
-        since: SystemTime,
-        /// The node of its newest connection.
-        node: String,
-    },
-    /// A uid came online.
-    Online {
-        /// Whose.
-        uid: String,
-        /// Its place in the log.
-        epoch: i64,
-        /// When.
-        at: SystemTime,
-        /// Where its first connection came.
-        node: String,
-    },
-    /// A uid went offline.
-    Offline {
-        /// Whose.
-        uid: String,
-        /// Its place in the log.
-        epoch: i64,
-        /// When.
-        at: SystemTime,
-        /// Where its last connection ended.
-        node: String,
-        /// How that ended; `Unspecified` for a reason that this program doesn't know yet.
-        reason: OfflineReason,
-    },
-    /// From here on all is known: who hasn't been told online is offline.
-    Live {
-        /// Since when the gateway's log is kept.
-        since: SystemTime,
-    },
-    /// The place behind all that has been told: keep it to go on from there in another process, as
-    /// `OnlineStatusRequest::resume_after`. It moves on with the changes of others, too.
+    /// What the gateway tells. Keep the highest `epoch` of each uid: a change that isn't higher and a snapshot that is
+    /// lower tell nothing new. After RESET keep the old until LIVE.
+    Event(PresenceEvent),
+    /// The place behind all that has been told: keep it to go on from there in another process by
+    /// [`Follower::resume_after`]. It moves on with the changes of others, too.
     Cursor(String),
     /// The stream broke, or could not be begun. The follower tries again by itself.
     Interrupted {
@@ -77,67 +45,125 @@ pub enum Update {
     },
 }
 
-/// Follows presence: keeps the last cursor, comes back with it after a random wait (0.1 s, doubling to 10 s) when the
-/// stream breaks, and so tells every change once. Begun by [`Control::follow`]. Dropping it ends the stream.
-#[derive(Debug)]
+/// The events of presence as the gateway tells them, as a `Stream` of [`Update`]s that comes back by itself: it keeps the
+/// last cursor, and begins anew with it after a random wait (0.1 s, doubling to 10 s), so that every change is told once
+/// (but for the one exception of the protocol: some may be told again, with the same epoch, after the death of a node).
+/// Begun by [`Control::follow`].
+///
+/// It ends after [`CallError::Invalid`] or [`CallError::Refused`], which no other try would change, and never else. It does
+/// nothing while it isn't polled; it holds one response of the gateway at most, 1,000 events. Dropping it ends the call.
 pub struct Follower {
     control: Control,
     /// What the next stream is begun with.
     request: OnlineStatusRequest,
-    /// None: there is none, and the next is begun at `retry_at`.
-    stream: Option<Responses<OnlineStatusResponse>>,
-    retry_at: Instant,
-    /// What the last response told and nobody has taken yet: at most one response's events.
+    state: State,
+    /// What the last response told and nobody has taken yet.
     pending: VecDeque<Update>,
     backoff: Backoff,
 }
 
+enum State {
+    /// A call is being made, after a wait.
+    Calling(BoxFuture<'static, Result<Streaming<OnlineStatusResponse>, CallError>>),
+    Open(Box<Streaming<OnlineStatusResponse>>),
+    /// To be called at once.
+    New,
+    Ended,
+}
+
 impl Follower {
-    pub(super) fn new(control: Control, request: OnlineStatusRequest) -> Self {
-        let retry_at = Instant::now();
-        Self { control, request, stream: None, retry_at, pending: VecDeque::new(), backoff: Backoff::default() }
+    pub(super) fn new(control: Control, uids: Vec<String>) -> Self {
+        let request = OnlineStatusRequest { uids, ..Default::default() };
+        let backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        Self { control, request, state: State::New, pending: VecDeque::new(), backoff }
     }
 
-    /// The next update. Never ends by itself, and waits as long as there is none. Cancel-safe: an update is told by
-    /// the call that returns it, and the connection and the wait for it go on in the next call (only a connection
-    /// being made is begun anew).
-    ///
-    /// # Errors
-    ///
-    /// [`CallError::Invalid`] and [`CallError::Refused`], which no other try would change. The next call tries again.
-    pub async fn next(&mut self) -> Result<Update, CallError> {
-        loop {
-            if let Some(update) = self.pending.pop_front() {
-                return Ok(update);
+    /// Goes on behind a kept [`Update::Cursor`] of the same uids: what was missed is told, or RESET where the gateway
+    /// hasn't it any more. To be called before the first poll.
+    #[must_use]
+    pub fn resume_after(mut self, cursor: impl Into<String>) -> Self {
+        self.request.resume_after = cursor.into();
+        self
+    }
+
+    /// Leaves the first snapshot out: only changes are told, and LIVE first. To be called before the first poll.
+    #[must_use]
+    pub fn skip_snapshot(mut self) -> Self {
+        self.request.skip_snapshot = true;
+        self
+    }
+
+    fn call(&self, wait: Option<Duration>) -> State {
+        let (mut client, request) = (self.control.raw(), self.request.clone());
+        let at = wait.map(|wait| Instant::now() + wait);
+        let calling = async move {
+            if let Some(at) = at {
+                sleep_until(at).await;
             }
-            let error = match &mut self.stream {
-                None => {
-                    tokio::time::sleep_until(self.retry_at).await;
-                    match self.control.online_status(self.request.clone()).await {
-                        Ok(stream) => {
-                            self.stream = Some(stream);
-                            return Ok(Update::Begun { resumed: !self.request.resume_after.is_empty() });
-                        }
-                        Err(error) => error,
-                    }
+            Ok(client.online_status(request).await?.into_inner())
+        };
+        State::Calling(calling.boxed())
+    }
+
+    /// The stream broke: tells it, and waits before the next.
+    fn interrupted(&mut self, error: CallError) -> Result<Update, CallError> {
+        if matches!(error, CallError::Invalid(_) | CallError::Refused(_)) {
+            self.state = State::Ended;
+            return Err(error);
+        }
+        let retry_in = self.backoff.failed();
+        self.state = self.call(Some(retry_in));
+        Ok(Update::Interrupted { error, retry_in })
+    }
+}
+
+/// A gateway that was only restarted is found at once.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+
+/// One that came back is found within it.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+impl Stream for Follower {
+    type Item = Result<Update, CallError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(update) = this.pending.pop_front() {
+                return Poll::Ready(Some(Ok(update)));
+            }
+            let error = match &mut this.state {
+                State::Ended => return Poll::Ready(None),
+                State::New => {
+                    this.state = this.call(None);
+                    continue;
                 }
-                Some(stream) => match stream.message().await {
-                    Ok(Some(response)) => {
-                        self.backoff.worked();
-                        take(&mut self.request, response, &mut self.pending);
-                        continue;
+                State::Calling(call) => match ready!(call.poll_unpin(cx)) {
+                    Ok(stream) => {
+                        this.state = State::Open(Box::new(stream));
+                        let resumed = !this.request.resume_after.is_empty();
+                        return Poll::Ready(Some(Ok(Update::Begun { resumed })));
                     }
-                    Ok(None) => CallError::Unavailable("the gateway ended the stream".to_owned()),
                     Err(error) => error,
                 },
+                State::Open(stream) => match ready!(stream.poll_next_unpin(cx)) {
+                    Some(Ok(response)) => {
+                        this.backoff.worked();
+                        take(&mut this.request, response, &mut this.pending);
+                        continue;
+                    }
+                    None => CallError::Unavailable("the gateway ended the stream".to_owned()),
+                    Some(Err(status)) => status.into(),
+                },
             };
-            let retry_in = self.backoff.failed();
-            (self.stream, self.retry_at) = (None, Instant::now() + retry_in);
-            return match error {
-                CallError::Invalid(_) | CallError::Refused(_) => Err(error),
-                error => Ok(Update::Interrupted { error, retry_in }),
-            };
+            return Poll::Ready(Some(this.interrupted(error)));
         }
+    }
+}
+
+impl fmt::Debug for Follower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follower").field("request", &self.request).finish_non_exhaustive()
     }
 }
 
@@ -150,7 +176,7 @@ fn take(request: &mut OnlineStatusRequest, response: OnlineStatusResponse, updat
             // Without its snapshot, a stream begun anew before LIVE would leave the changes missed untold.
             request.skip_snapshot = false;
         }
-        updates.extend(update(event));
+        updates.extend(typed(event).map(Update::Event));
     }
     if !cursor.is_empty() && cursor != request.resume_after {
         request.resume_after.clone_from(&cursor);
@@ -158,28 +184,35 @@ fn take(request: &mut OnlineStatusRequest, response: OnlineStatusResponse, updat
     }
 }
 
-/// None: an event of a kind that this program doesn't know yet.
-fn update(event: OnlineStatusEvent) -> Option<Update> {
+/// None: an event of a kind that this program doesn't know yet, or of what is no uid.
+fn typed(event: OnlineStatusEvent) -> Option<PresenceEvent> {
     let (kind, reason) = (event.kind(), event.reason());
     let OnlineStatusEvent { uid, online, at, node, epoch, .. } = event;
-    let at = at.and_then(|at| SystemTime::try_from(at).ok()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let (at, node) = (Millis::from(answer::time_or_epoch(at)), NodeName::new(&node));
+    let epoch = epoch.try_into().unwrap_or_default();
     Some(match kind {
         OnlineStatusKind::Unspecified => return None,
-        OnlineStatusKind::Snapshot => Update::Snapshot { uid, epoch, since: at, node },
-        OnlineStatusKind::Change if online => Update::Online { uid, epoch, at, node },
-        OnlineStatusKind::Change => Update::Offline { uid, epoch, at, node, reason },
-        OnlineStatusKind::Live => Update::Live { since: at },
-        OnlineStatusKind::Reset => Update::Reset { since: at },
+        OnlineStatusKind::Snapshot => PresenceEvent::Snapshot { uid: Uid::new(&uid).ok()?, epoch, since: at, node },
+        OnlineStatusKind::Change => {
+            let offline = (!online).then(|| answer::offline_reason(reason));
+            PresenceEvent::Change(PresenceChange { uid: Uid::new(&uid).ok()?, epoch, at, node, offline })
+        }
+        OnlineStatusKind::Live => PresenceEvent::Live { since: at },
+        OnlineStatusKind::Reset => PresenceEvent::Reset { since: at },
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::OfflineReason;
+
+    fn event(kind: OnlineStatusKind) -> OnlineStatusEvent {
+        OnlineStatusEvent { kind: kind.into(), uid: "alice".to_owned(), ..Default::default() }
+    }
 
     fn response(kinds: &[OnlineStatusKind], cursor: &str) -> OnlineStatusResponse {
-        let events = kinds.iter().map(|&kind| OnlineStatusEvent { kind: kind.into(), ..Default::default() }).collect();
-        OnlineStatusResponse { events, cursor: cursor.to_owned() }
+        OnlineStatusResponse { events: kinds.iter().map(|&kind| event(kind)).collect(), cursor: cursor.to_owned() }
     }
 
     fn taken(request: &mut OnlineStatusRequest, response: OnlineStatusResponse) -> Vec<Update> {
@@ -193,10 +226,13 @@ mod tests {
         let mut request = OnlineStatusRequest::default();
         assert!(matches!(
             &taken(&mut request, response(&[OnlineStatusKind::Snapshot], ""))[..],
-            [Update::Snapshot { .. }]
+            [Update::Event(PresenceEvent::Snapshot { .. })]
         ));
         let updates = taken(&mut request, response(&[OnlineStatusKind::Live], "a"));
-        assert!(matches!(&updates[..], [Update::Live { .. }, Update::Cursor(a)] if a == "a"));
+        assert!(
+            matches!(&updates[..], [Update::Event(PresenceEvent::Live { .. }), Update::Cursor(a)] if a == "a"),
+            "{updates:?}"
+        );
         assert!(taken(&mut request, response(&[], "")).is_empty());
         assert_eq!(request.resume_after, "a");
         // A keepalive tells a cursor only where it has moved.
@@ -209,33 +245,41 @@ mod tests {
     fn a_reset_voids_the_cursor_and_wants_the_snapshot() {
         let mut request =
             OnlineStatusRequest { skip_snapshot: true, resume_after: "a".to_owned(), ..Default::default() };
-        assert!(matches!(&taken(&mut request, response(&[OnlineStatusKind::Reset], ""))[..], [Update::Reset { .. }]));
+        let updates = taken(&mut request, response(&[OnlineStatusKind::Reset], ""));
+        assert!(matches!(&updates[..], [Update::Event(PresenceEvent::Reset { .. })]), "{updates:?}");
         assert_eq!(request, OnlineStatusRequest::default());
     }
 
     #[test]
     fn an_event_of_unknown_kind_is_skipped_and_its_cursor_kept() {
         let mut request = OnlineStatusRequest::default();
-        let event = OnlineStatusEvent { kind: 77, ..Default::default() };
+        let event = OnlineStatusEvent { kind: 77, ..event(OnlineStatusKind::Live) };
         let updates = taken(&mut request, OnlineStatusResponse { events: vec![event], cursor: "c".to_owned() });
         assert!(matches!(&updates[..], [Update::Cursor(_)]));
         assert_eq!(request.resume_after, "c");
     }
 
     #[test]
-    fn an_unknown_reason_is_unspecified() {
-        let event = OnlineStatusEvent { kind: OnlineStatusKind::Change.into(), reason: 77, ..Default::default() };
-        assert!(matches!(update(event), Some(Update::Offline { reason: OfflineReason::Unspecified, .. })));
+    fn an_unknown_reason_is_unknown() {
+        let event = OnlineStatusEvent { reason: 77, ..event(OnlineStatusKind::Change) };
+        let Some(PresenceEvent::Change(change)) = typed(event) else { panic!("a change") };
+        assert_eq!(change.offline, Some(OfflineReason::Unknown));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_follower_tries_again_where_nobody_is() {
+    async fn waits_grow_where_nobody_is() {
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let control = Control::connect(&format!("http://{address}"), "").unwrap();
         let mut follower = control.follow(["alice"]);
-        for _ in 0..3 {
-            let update = follower.next().await.unwrap();
-            assert!(matches!(update, Update::Interrupted { error: CallError::Unreachable(_), .. }), "{update:?}");
+        for most in [100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000].map(Duration::from_millis) {
+            let started = Instant::now();
+            let update = follower.next().await.expect("it never ends");
+            let Ok(Update::Interrupted { error: CallError::Unreachable(_), retry_in }) = update else {
+                panic!("{update:?}")
+            };
+            assert!((most / 2..=most).contains(&retry_in), "{retry_in:?} of {most:?}");
+            // Nothing but the wait that was told passes on this clock.
+            assert!(started.elapsed() <= most);
         }
     }
 }

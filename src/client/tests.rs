@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::{
     Code, Request, Response, Status, Streaming,
@@ -14,6 +14,7 @@ use tonic::{
 };
 
 use super::*;
+use crate::model::PresenceEvent;
 use crate::proto::{
     self, OnlineStatusEvent, OnlineStatusKind, OnlineStatusRequest, OnlineStatusResponse,
     gateway_server::{Gateway, GatewayServer},
@@ -137,7 +138,11 @@ async fn serving(fake: &Fake) -> (Control, JoinHandle<Result<(), tonic::transpor
 }
 
 fn told(kinds: &[OnlineStatusKind], cursor: &str) -> OnlineStatusResponse {
-    let event = |&kind: &OnlineStatusKind| OnlineStatusEvent { kind: kind.into(), ..Default::default() };
+    let event = |&kind: &OnlineStatusKind| OnlineStatusEvent {
+        kind: kind.into(),
+        uid: "alice".to_owned(),
+        ..Default::default()
+    };
     OnlineStatusResponse { events: kinds.iter().map(event).collect(), cursor: cursor.to_owned() }
 }
 
@@ -146,7 +151,10 @@ fn name(update: &Update) -> String {
         Update::Begun { resumed } => format!("begun, resumed {resumed}"),
         Update::Cursor(cursor) => format!("cursor {cursor}"),
         Update::Interrupted { error, .. } => format!("interrupted, {error}"),
-        other => format!("{other:?}").split(' ').next().unwrap().to_lowercase(),
+        Update::Event(PresenceEvent::Snapshot { .. }) => "snapshot".to_owned(),
+        Update::Event(PresenceEvent::Change(_)) => "change".to_owned(),
+        Update::Event(PresenceEvent::Live { .. }) => "live".to_owned(),
+        Update::Event(PresenceEvent::Reset { .. }) => "reset".to_owned(),
     }
 }
 
@@ -201,13 +209,13 @@ async fn a_peer_that_hangs_up_is_unreachable() {
 #[tokio::test]
 async fn a_stream_of_pushes_is_answered_while_it_is_written() {
     let (control, serving) = serving(&Fake::default()).await;
-    let batch = |id| proto::PushStreamRequest { pushes: vec![proto::PushRequest { id, ..Default::default() }] };
-    let mut results = control.push_stream(stream::iter([batch(1), batch(2)])).await.unwrap();
-    let mut ids = Vec::new();
-    while let Some(response) = results.message().await.unwrap() {
-        ids.extend(response.results.into_iter().map(|result| result.id));
+    let (pushes, mut outcomes) = control.push_stream(10).await.unwrap();
+    for id in [1, 2] {
+        pushes.send(PushRequest { id, ..PushRequest::default() }).await.unwrap();
+        assert_eq!(outcomes.next().await.unwrap().unwrap().id, id);
     }
-    assert_eq!(ids, [1, 2]);
+    drop(pushes);
+    assert!(outcomes.next().await.is_none());
     serving.abort();
 }
 
@@ -227,18 +235,19 @@ async fn a_follower_comes_back_with_its_cursor_and_without_after_a_reset() {
     let mut follower = control.follow(["alice"]);
     let mut updates = Vec::new();
     let end = loop {
-        match follower.next().await {
+        match follower.next().await.expect("it ends with an error") {
             Ok(update) => updates.push(name(&update)),
             Err(error) => break error,
         }
     };
     assert!(matches!(end, CallError::Refused(_)), "{end:?}");
+    assert!(follower.next().await.is_none());
     let broken = "interrupted, unavailable: draining";
     assert_eq!(
         updates,
         [
             &["begun, resumed false", "snapshot", broken][..],
-            &["begun, resumed false", "snapshot", "live", "cursor a", "offline", "cursor b", broken],
+            &["begun, resumed false", "snapshot", "live", "cursor a", "change", "cursor b", broken],
             &["begun, resumed true", "live", "cursor c", broken],
             &["begun, resumed true", "reset", "snapshot", broken],
             &["begun, resumed false", "live", "cursor d", broken],
@@ -251,5 +260,65 @@ async fn a_follower_comes_back_with_its_cursor_and_without_after_a_reset() {
         resume_after: resume_after.to_owned(),
     };
     assert_eq!(fake.0.lock().unwrap().asked, ["", "", "b", "c", "", "d"].map(asked));
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_stream_of_pushes_waits_when_its_window_is_full() {
+    let (control, serving) = serving(&Fake::default()).await;
+    let (pushes, mut outcomes) = control.push_stream(3).await.unwrap();
+    let push = |id| PushRequest { id, ..PushRequest::default() };
+    for id in 1..=3 {
+        pushes.send(push(id)).await.unwrap();
+    }
+    // However often it is asked for, and given up.
+    for _ in 0..10 {
+        assert!(pushes.send(push(99)).now_or_never().is_none());
+    }
+    assert_eq!(outcomes.next().await.unwrap().unwrap().id, 1);
+    pushes.send(push(4)).await.unwrap();
+    // All four are with the gateway by now, and one more would be over the window all the same.
+    assert!(pushes.send(push(99)).now_or_never().is_none());
+    drop(pushes);
+    let ids: Vec<_> = outcomes.map(|outcome| outcome.unwrap().id).collect().await;
+    assert_eq!(ids, [2, 3, 4], "what was given up was not sent");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn whoever_pushes_into_a_stream_that_has_ended_is_told() {
+    let (control, serving) = serving(&Fake::default()).await;
+    let (pushes, outcomes) = control.push_stream(1).await.unwrap();
+    pushes.send(PushRequest::default()).await.unwrap();
+    let waiting = tokio::spawn({
+        let pushes = pushes.clone();
+        async move { pushes.send(PushRequest::default()).await }
+    });
+    tokio::task::yield_now().await;
+    drop(outcomes);
+    assert!(matches!(waiting.await.unwrap(), Err(CallError::Unreachable(_))));
+    let long = PushRequest::new("alice", "/x", "x".repeat(4 << 20));
+    assert!(matches!(pushes.send(long).await, Err(CallError::Invalid(why)) if why.contains("body")));
+    serving.abort();
+}
+
+#[tokio::test]
+async fn waits_begin_anew_once_the_gateway_has_spoken() {
+    let fake = Fake::default();
+    // Six that break at once, one that speaks first, one more.
+    let mut presence = vec![Vec::new(); 6];
+    presence.extend([vec![told(&[OnlineStatusKind::Live], "a")], Vec::new()]);
+    fake.0.lock().unwrap().presence = presence.into();
+    let (control, serving) = serving(&fake).await;
+    let mut updates = control.follow(["alice"]);
+    let mut waits = Vec::new();
+    while let Some(Ok(update)) = updates.next().await {
+        if let Update::Interrupted { retry_in, .. } = update {
+            waits.push(retry_in.as_millis());
+        }
+    }
+    let within = |wait: u128, most: u128| (most / 2..=most).contains(&wait);
+    let most = [100, 200, 400, 800, 1_600, 3_200, 100, 200];
+    assert!(waits.len() == 8 && waits.iter().zip(most).all(|(&wait, most)| within(wait, most)), "{waits:?}");
     serving.abort();
 }

@@ -175,6 +175,7 @@ fn offline_reason(reason: OfflineReason) -> proto::OfflineReason {
         OfflineReason::Slow => proto::OfflineReason::Slow,
         OfflineReason::NodeLost => proto::OfflineReason::NodeLost,
         OfflineReason::Protocol => proto::OfflineReason::Protocol,
+        OfflineReason::Unknown => proto::OfflineReason::Unspecified,
     }
 }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 use rand::RngExt;
 use serde::Serialize;
 
-use super::{
-    Devices,
+use super::Devices;
+use crate::{
     frame::{self, ByteOrder},
+    model::EndReason,
 };
-use crate::model::EndReason;
 
 /// The first dialect that knows bodies in the gateway's answers, and `/plex/…`.
 pub(super) const DIALECT_2: u8 = 2;

@@ -9,12 +9,12 @@ use super::{
     Devices,
     answer::{DIALECT_2, Failed},
     close,
-    frame::{self, Message},
     inbox::{Cut, Inbox},
     transport::Transport,
 };
 use crate::{
     auth::{Admitted, AuthError},
+    frame::{self, Message},
     model::Uid,
 };
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::frame::{self, ByteOrder};
+use crate::frame::{self, ByteOrder};
 
 /// Bytes of a frame's length.
 const PREFIX_BYTES: usize = 4;

@@ -19,13 +19,13 @@ use super::{
     Devices,
     answer::Failed,
     close,
-    frame::{self, Message},
     handshake::{self, Login},
     inbox::{Cut, Inbox, Rate},
     transport::Transport,
 };
 use crate::{
     auth::{Admitted, AuthError},
+    frame::{self, Message},
     hub::{
         Registered,
         connection::{Answer, Connection, Flush},

@@ -25,7 +25,7 @@ use tokio::{
 
 use self::pipe::{Far, pipe};
 use super::{
-    Devices, frame,
+    Devices,
     listener::{Stranger, arrival},
     transport::Transport,
 };
@@ -33,6 +33,7 @@ use crate::{
     auth::{AuthError, AuthFuture, AuthRequest, Authenticator, Gate, Identity},
     cluster::{Cluster, LocalLog, Options},
     config::DeviceConfig,
+    frame,
     hub::{Hub, Pushed, Settings},
     model::{NodeName, Push, PushOutcome, PushStatus},
     state::Numbers,

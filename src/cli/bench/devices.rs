@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     cli::{Exit, Failure},
-    device::frame::{self, ByteOrder},
+    frame::{self, ByteOrder},
 };
 
 /// Devices that log in at a time.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     cli::{Exit, Failure},
-    device::frame::{self, ByteOrder},
+    frame::{self, ByteOrder},
 };
 
 /// What the write() loop costs and does.

@@ -185,7 +185,7 @@ impl Load {
         let (requests, receiver) = mpsc::channel(64);
         let requests_stream =
             stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|next| (next, receiver)) });
-        let mut results = self.control.push_stream(requests_stream).await?;
+        let mut results = self.control.raw().push_stream(requests_stream).await.map_err(CallError::from)?.into_inner();
         let (answered, room) = (AtomicU64::new(0), Notify::new());
         let write = async {
             let (requests, mut place) = (requests, 0);
@@ -279,7 +279,7 @@ impl Load {
                     uri: URI.to_owned(),
                     body: Stamp { number, meant }.body(self.sizes.body),
                 };
-                let results = self.control.push_many(request.uids, &request.uri, &request.body).await?;
+                let results = self.control.raw().push_many(request).await?.into_inner().results;
                 results.iter().for_each(|result| self.note(result, None));
             }
             Mode::Broadcast => {
@@ -289,7 +289,7 @@ impl Load {
                 self.counts.add(PushStatus::QueueFull, told.queue_full);
             }
             Mode::Unary | Mode::Stream | Mode::Batch | Mode::Ack => {
-                let result = self.control.push_request(self.push(place, meant)).await?;
+                let result = self.control.raw().push(self.push(place, meant)).await?.into_inner();
                 self.note(&result, None);
             }
         }

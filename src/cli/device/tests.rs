@@ -4,7 +4,6 @@ use std::{
 };
 
 use bytes::BytesMut;
-use futures_util::StreamExt;
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
@@ -12,7 +11,7 @@ use tokio::{
 use tokio_util::codec::{Encoder, FramedRead};
 
 use super::*;
-use crate::device::codec::{FrameCodec, OwnedMessage};
+use crate::codec::{FrameCodec, OwnedMessage};
 
 const CODEC: FrameCodec = FrameCodec { order: ByteOrder::Big, bytes_max: 1 << 20 };
 
@@ -36,18 +35,6 @@ impl Gateway {
     }
 }
 
-async fn connected(welcome: &str) -> (Device, Gateway) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (device, gateway) = tokio::join!(Device::connect(address, DeviceOptions::new("alice")), async {
-        let mut gateway = Gateway(FramedRead::new(listener.accept().await.unwrap().0, CODEC));
-        gateway.hear().await;
-        gateway.say(OwnedMessage::new("/auth/success", welcome)).await;
-        gateway
-    });
-    (device.unwrap(), gateway)
-}
-
 /// What was printed, shared with who prints.
 #[derive(Clone, Default)]
 struct Printed(Arc<Mutex<Vec<u8>>>);
@@ -62,53 +49,78 @@ impl io::Write for Printed {
     }
 }
 
-impl Printed {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
+/// Is a device of a gateway that welcomes it so and then does what `scene` says: how the command ends, where it does
+/// before the gateway has closed the connection, and what was printed behind the first line, in JSON.
+async fn played<T>(
+    welcome: &str,
+    echo: bool,
+    scene: impl AsyncFnOnce(&mut Gateway) -> T,
+) -> (Option<Failure>, String, T) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut events = Device::stream(&address, DeviceOptions::new("alice"));
+    let mut shown = Shown { address, dialect: 2, echo, connected: false, ever: false };
+    let printed = Printed::default();
+    let mut output = Output::new(true, Box::new(printed.clone()));
+    let showing = async {
+        while let Some(event) = events.next().await {
+            let event = event.expect("the gateway lets it in");
+            let is_last = matches!(event, DeviceEvent::Interrupted { .. } | DeviceEvent::Kicked { .. });
+            match shown.show(event, &mut output) {
+                Err(failure) => return Some(failure),
+                Ok(()) if is_last => return None,
+                Ok(()) => {}
+            }
+        }
+        None
+    };
+    let (failure, played) = tokio::join!(showing, async {
+        let mut gateway = Gateway(FramedRead::new(listener.accept().await.unwrap().0, CODEC));
+        gateway.hear().await;
+        gateway.say(OwnedMessage::new("/auth/success", welcome)).await;
+        scene(&mut gateway).await
+    });
+    let printed = String::from_utf8(printed.0.lock().unwrap().clone()).unwrap();
+    let (connected, rest) = printed.split_once('\n').expect("a first line");
+    assert!(connected.contains(r#""event":"connected""#), "{connected}");
+    (failure, rest.to_owned(), played)
 }
 
 #[tokio::test]
 async fn each_push_is_printed_and_acknowledged() {
-    let (mut device, mut gateway) = connected("").await;
-    let printed = Printed::default();
-    let mut output = Output::new(true, Box::new(printed.clone()));
-    let (end, ack) =
-        tokio::join!(
-            live(&mut device, false, &mut output),
-            async move { gateway.push(9_007_199_254_740_991, "a\n").await }
-        );
+    let (failure, printed, ack) =
+        played("", false, async |gateway| gateway.push(9_007_199_254_740_991, "a\n").await).await;
     assert_eq!(ack, OwnedMessage { seq: 9_007_199_254_740_991, ..OwnedMessage::new("/plex/ack", "") });
-    assert_eq!(end.unwrap(), End::Again(None));
+    assert!(failure.is_none(), "{failure:?}");
     assert_eq!(
-        printed.text(),
+        printed,
         "{\"event\":\"push\",\"seq\":\"9007199254740991\",\"uri\":\"/news\",\"body\":\"a\\n\"}\n{\"event\":\"closed\"}\n"
     );
 }
 
 #[tokio::test]
 async fn an_echo_that_fits_no_frame_is_a_nack() {
-    let (mut device, mut gateway) = connected(r#"{"max_frame_bytes":50}"#).await;
-    let mut output = Output::new(false, Box::new(io::sink()));
-    let (_, (echo, too_long)) = tokio::join!(live(&mut device, true, &mut output), async move {
-        // `{"seq":1,"uri":"/plex/ack","body":"0123456789"}` has 47 bytes.
-        (gateway.push(1, "0123456789").await, gateway.push(2, "0123456789abcd").await)
-    });
-    assert_eq!(echo, OwnedMessage { seq: 1, ..OwnedMessage::new("/plex/ack", "0123456789") });
+    let (_, _, (echo, too_long)) = played(r#"{"max_frame_bytes":65}"#, true, async |gateway| {
+        // `{"seq":1,"uri":"/plex/ack","body":"0123456789012345678901234567"}` has 65 bytes.
+        let fits = "0123456789012345678901234567";
+        (gateway.push(1, fits).await, gateway.push(2, &format!("{fits}8")).await)
+    })
+    .await;
+    assert_eq!(echo, OwnedMessage { seq: 1, ..OwnedMessage::new("/plex/ack", "0123456789012345678901234567") });
     assert_eq!(too_long, OwnedMessage { seq: 2, ..OwnedMessage::new("/plex/nack", "the reply is too long") });
 }
 
 #[tokio::test]
 async fn a_kick_says_whether_and_when_to_come_back() {
-    for (kick, end) in [
-        (r#"{"reason":"replaced","reconnect":false}"#, End::Expelled("replaced".to_owned())),
-        (r#"{"reason":"draining","reconnect":true,"after_ms":1200}"#, End::Again(Some(Duration::from_millis(1200)))),
-        (r#"{"reason":"slow","reconnect":true}"#, End::Again(None)),
+    for (kick, ends, printed) in [
+        (r#"{"reason":"replaced","reconnect":false}"#, true, r#""reason":"replaced","reconnect":false"#),
+        (r#"{"reason":"draining","reconnect":true,"after_ms":1200}"#, false, r#""reconnect":true,"afterMs":"1200""#),
+        (r#"{"reason":"slow","reconnect":true}"#, false, r#""reason":"slow","reconnect":true"#),
     ] {
-        let (mut device, mut gateway) = connected("").await;
-        let mut output = Output::new(false, Box::new(io::sink()));
-        gateway.say(OwnedMessage::new("/plex/kick", kick)).await;
-        assert_eq!(live(&mut device, false, &mut output).await.unwrap(), end);
+        let kicking = async |gateway: &mut Gateway| gateway.say(OwnedMessage::new("/plex/kick", kick)).await;
+        let (failure, told, ()) = played("", false, kicking).await;
+        assert_eq!(failure.map(|failure| failure.exit), ends.then_some(Exit::No), "{kick}");
+        assert!(told.contains(printed), "{told}");
     }
 }
 

@@ -1,27 +1,20 @@
 //! `plex push --stream`: pushes from standard input, a JSON object to a line, results as they come.
 
-use std::time::Duration;
-
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncRead, sync::mpsc};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
-use super::status;
 use crate::{
     cli::{Exit, Failure, Output},
-    client::Control,
-    proto::{PushRequest, PushResponse, PushStatus, PushStreamRequest},
+    client::{CallError, Control, PushOutcome, PushRequest, PushSink, PushStatus},
 };
 
-/// Most pushes to a message.
-const BATCH_MAX: usize = 1_000;
+/// Pushes without an outcome, and mistakes that nobody has printed yet: as many as the gateway itself keeps.
+const WINDOW: usize = 10_000;
 
 /// The longest line, in bytes: no larger message can be pushed, even where each of its characters is escaped.
 const LINE_BYTES_MAX: usize = 32 << 20;
-
-/// Messages that are read ahead.
-const BATCHES_AHEAD: usize = 4;
 
 /// As `PushRequest` in protobuf's JSON.
 #[derive(Debug, Deserialize)]
@@ -62,30 +55,26 @@ pub(super) async fn push_lines(
     input: impl AsyncRead + Unpin + Send + 'static,
     output: &mut Output,
 ) -> Result<Exit, Failure> {
-    let (batches, requests) = mpsc::channel(BATCHES_AHEAD);
-    let (mistakes, mut mistaken) = mpsc::channel(BATCH_MAX);
-    let reading = tokio::spawn(read(input, batches, mistakes));
-    let requests =
-        stream::unfold(requests, |mut requests| async { requests.recv().await.map(|next| (next, requests)) });
-    let mut results = control.push_stream(requests).await?;
+    let (pushes, mut outcomes) = control.push_stream(WINDOW).await?;
+    let (mistakes, mut mistaken) = mpsc::channel(WINDOW);
+    let reading = tokio::spawn(read(input, pushes, mistakes));
     let (mut all_good, mut open) = (true, true);
-    while open && !output.is_closed() {
-        let told = tokio::select! {
+    while !output.is_closed() {
+        let outcome = tokio::select! {
             biased;
-            Some(mistake) = mistaken.recv() => vec![mistake],
-            batch = results.message() => match batch? {
-                Some(batch) => batch.results,
+            Some(mistake) = mistaken.recv() => mistake,
+            outcome = outcomes.next(), if open => match outcome {
+                Some(outcome) => outcome?,
                 None => {
                     open = false;
-                    // Told before their reader's end closed the stream.
-                    std::iter::from_fn(|| mistaken.try_recv().ok()).collect()
+                    continue;
                 }
             },
+            // Both have ended: the sink and the mistakes belong to who reads.
+            else => break,
         };
-        for result in &told {
-            all_good &= matches!(result.status(), PushStatus::Sent | PushStatus::Acked);
-            print(result, output)?;
-        }
+        all_good &= matches!(outcome.status, PushStatus::Sent | PushStatus::Acked);
+        print(&outcome, output)?;
     }
     if output.is_closed() {
         return Ok(Exit::Done);
@@ -94,53 +83,49 @@ pub(super) async fn push_lines(
     Ok(if all_good { Exit::Done } else { Exit::No })
 }
 
-fn print(result: &PushResponse, output: &mut Output) -> Result<(), Failure> {
-    let PushResponse { seq, connections, reply, id, error, .. } = result;
+fn print(outcome: &PushOutcome, output: &mut Output) -> Result<(), Failure> {
+    let PushOutcome { status, seq, connections, reply, id, error, .. } = outcome;
     let (id, seq) = (id.to_string(), seq.to_string());
-    let line = LineOut { id, status: status(result), seq, connections: *connections, reply, error };
+    let line = LineOut { id, status: status.name(), seq, connections: *connections, reply, error };
     output.answer(&line, || "")
 }
 
-/// Reads lines into messages: each takes what is there, up to its limit, and waits for no more.
+/// Reads lines and pushes them.
 async fn read(
     input: impl AsyncRead + Unpin,
-    batches: mpsc::Sender<PushStreamRequest>,
-    mistakes: mpsc::Sender<PushResponse>,
+    pushes: PushSink,
+    mistakes: mpsc::Sender<PushOutcome>,
 ) -> Result<(), Failure> {
     let mut lines = FramedRead::new(input, LinesCodec::new_with_max_length(LINE_BYTES_MAX));
     let mut number = 0;
-    let mut next = lines.next().await;
-    while let Some(line) = next {
-        let mut pushes = Vec::new();
-        let mut line = Some(line);
-        while let Some(text) = line.take() {
-            number += 1;
-            match text.map_err(LineError::from).and_then(|text| request(&text, number)) {
-                Ok(Some(push)) => pushes.push(push),
-                Ok(None) => {}
-                Err(LineError::Io(error)) => {
-                    return Err(Failure::new(Exit::Usage, format!("can't read standard input: {error}")));
-                }
-                Err(LineError::Text(why)) => {
-                    let error = format!("line {number}: {why}");
-                    let mistake =
-                        PushResponse { status: PushStatus::Invalid.into(), id: number, error, ..Default::default() };
-                    if mistakes.send(mistake).await.is_err() {
-                        return Ok(());
-                    }
+    while let Some(line) = lines.next().await {
+        number += 1;
+        let mistake = match line.map_err(LineError::from).and_then(|text| request(&text, number)) {
+            Ok(None) => continue,
+            Ok(Some(push)) => {
+                let id = push.id;
+                match pushes.send(push).await {
+                    Ok(()) => continue,
+                    Err(CallError::Invalid(why)) => mistake(id, why),
+                    // The stream has ended: its end tells why.
+                    Err(_) => return Ok(()),
                 }
             }
-            if pushes.len() < BATCH_MAX {
-                line = lines.next().now_or_never().flatten();
+            Err(LineError::Io(error)) => {
+                return Err(Failure::new(Exit::Usage, format!("can't read standard input: {error}")));
             }
-        }
-        if !pushes.is_empty() && batches.send(PushStreamRequest { pushes }).await.is_err() {
-            // The stream has ended: its end tells why.
+            Err(LineError::Text(why)) => mistake(number, format!("line {number}: {why}")),
+        };
+        if mistakes.send(mistake).await.is_err() {
             return Ok(());
         }
-        next = lines.next().await;
     }
     Ok(())
+}
+
+/// The outcome of what can't be pushed.
+fn mistake(id: u64, error: String) -> PushOutcome {
+    PushOutcome { status: PushStatus::Invalid, seq: 0, connections: 0, reply: String::new(), id, error }
 }
 
 enum LineError {
@@ -175,7 +160,7 @@ fn request(line: &str, number: u64) -> Result<Option<PushRequest>, LineError> {
             let wait = humantime::parse_duration(&text).map_err(|_| {
                 LineError::Text(format!("ackTimeout {text:?}: a duration with its unit, as \"5s\" or \"500ms\""))
             })?;
-            Some(protobuf(wait))
+            Some(wait)
         }
     };
     let id = match id {
@@ -188,13 +173,10 @@ fn request(line: &str, number: u64) -> Result<Option<PushRequest>, LineError> {
     Ok(Some(PushRequest { uid, uri, body, ack_timeout, id }))
 }
 
-/// What is too long for a protobuf duration is too long for the gateway: it tells the limit.
-fn protobuf(wait: Duration) -> prost_types::Duration {
-    wait.try_into().unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -206,10 +188,7 @@ mod tests {
         let bare = push(r#"{"uid":"a","uri":"/x"}"#);
         assert_eq!((bare.id, &*bare.body, bare.ack_timeout), (7, "", None));
         let full = push(r#"{"uid":"a","uri":"/x","body":"b","ackTimeout":"1500ms","id":"18446744073709551615"}"#);
-        assert_eq!(
-            (full.id, full.ack_timeout),
-            (u64::MAX, Some(prost_types::Duration { seconds: 1, nanos: 500_000_000 }))
-        );
+        assert_eq!((full.id, full.ack_timeout), (u64::MAX, Some(Duration::from_millis(1_500))));
         assert_eq!(push(r#"{"uid":"a","uri":"/x","id":5}"#).id, 5);
         assert!(matches!(request(" ", 1), Ok(None)));
         for (line, names) in [

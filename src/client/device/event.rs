@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::device::codec::OwnedMessage;
+use crate::codec::OwnedMessage;
 
 /// What happens to a device.
 #[derive(Debug, Clone, PartialEq, Eq)]

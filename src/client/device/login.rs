@@ -1,30 +1,40 @@
 //! From an address to an authenticated connection.
 
-use std::{io, time::Duration};
+use std::{error::Error, io, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, ToSocketAddrs},
+    net::TcpStream,
     time::timeout,
 };
 
 use super::{
-    AuthAnswer, Device, DeviceOptions, DeviceStream,
+    AuthAnswer, Device, DeviceOptions, DeviceSocket, address,
     event::{self, Body},
 };
-use crate::{device::codec::CodecError, files::FileError};
+use crate::{codec::CodecError, files::FileError};
 
-/// Why a device isn't connected.
+/// Why a device isn't connected, or not any more.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LoginError {
+    /// The address is neither `HOST:PORT` nor the `http://HOST:PORT` or `https://HOST:PORT` of a host look-up.
+    #[error("a gateway's address is HOST:PORT, or the http:// or https:// URL of its host look-up, this is {0:?}")]
+    Address(String),
+    /// The host look-up names no host at this time.
+    #[error("the host look-up names no host: {0}")]
+    NoHost(String),
+    /// The credential could not be had: what [`Credential::from_fn`](super::Credential::from_fn) was given failed.
+    #[error("no credential: {0}")]
+    NoCredential(Box<dyn Error + Send + Sync>),
     /// The credential is not good; the same one will not be.
     #[error("the credential was refused")]
     Refused,
     /// The gateway can't check credentials at this time.
     #[error("the gateway can't check credentials at this time")]
     Unavailable,
-    /// The gateway closed the connection without an answer.
+    /// The gateway closed the connection.
     #[error("the gateway closed the connection")]
     Closed,
     /// No answer in [`DeviceOptions::timeout`].
@@ -53,45 +63,69 @@ impl From<CodecError> for LoginError {
     }
 }
 
+impl LoginError {
+    /// Whether another try, with the same credential, can't end otherwise.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Refused | Self::ServerName(_) | Self::Address(_))
+    }
+}
+
 impl Device {
-    /// Connects to a gateway at `address` and authenticates.
+    /// Connects to a gateway and authenticates. `address` is its `HOST:PORT`; or `http://HOST:PORT` or
+    /// `https://HOST:PORT`, where its HTTP port is asked for the host that takes devices now (`GET /plex/v1/host`).
+    ///
+    /// Cancel-safe: where it is dropped, nothing stays open.
     ///
     /// # Errors
     ///
     /// [`LoginError`]; nothing stays open then.
-    pub async fn connect(address: impl ToSocketAddrs, options: DeviceOptions) -> Result<Self, LoginError> {
-        let limit = options.timeout;
-        let connecting = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            let stream = match &options.tls {
-                None => DeviceStream::Plain(stream),
-                Some(tls) => DeviceStream::Tls(Box::new(tls.connect(stream).await?)),
-            };
-            authenticated(stream, &options).await
-        };
-        timeout(limit, connecting).await.map_err(|_| LoginError::TimedOut(limit))?
+    pub async fn connect(address: impl ToString, options: DeviceOptions) -> Result<Self, LoginError> {
+        let address = address.to_string();
+        Ok(connect(&address, &options).await?.1)
     }
+}
+
+/// Connects; tells to which `HOST:PORT`.
+pub(super) async fn connect(address: &str, options: &DeviceOptions) -> Result<(String, Device), LoginError> {
+    let limit = options.timeout;
+    let connecting = async {
+        let credential = options.credential.get().await?;
+        let address = address::find(address, options.tls.as_ref()).await?;
+        let stream = TcpStream::connect(&address).await?;
+        stream.set_nodelay(true)?;
+        let stream = match &options.tls {
+            None => DeviceSocket::Plain(stream),
+            Some(tls) => DeviceSocket::Tls(Box::new(tls.connect(address::host_of(&address), stream).await?)),
+        };
+        Ok((address, authenticated(stream, options, &credential).await?))
+    };
+    timeout(limit, connecting).await.map_err(|_| LoginError::TimedOut(limit))?
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Device<S> {
     /// As [`Device::connect`], over a connection made otherwise; [`DeviceOptions::tls`] isn't looked at.
+    ///
+    /// Cancel-safe: where it is dropped, so is the connection.
     ///
     /// # Errors
     ///
     /// [`LoginError`]; the connection is dropped then.
     pub async fn over(stream: S, options: DeviceOptions) -> Result<Self, LoginError> {
         let limit = options.timeout;
-        timeout(limit, authenticated(stream, &options)).await.map_err(|_| LoginError::TimedOut(limit))?
+        let connecting = async {
+            let credential = options.credential.get().await?;
+            authenticated(stream, &options, &credential).await
+        };
+        timeout(limit, connecting).await.map_err(|_| LoginError::TimedOut(limit))?
     }
 }
 
-async fn authenticated<S>(stream: S, options: &DeviceOptions) -> Result<Device<S>, LoginError>
+async fn authenticated<S>(stream: S, options: &DeviceOptions, credential: &str) -> Result<Device<S>, LoginError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut device = Device::new(stream, options);
-    device.authenticate(&options.credential).await?;
+    device.authenticate(credential).await?;
     loop {
         let message = device.input.next().await.ok_or(LoginError::Closed)??;
         match AuthAnswer::from_message(&message) {

@@ -1,113 +1,212 @@
-//! What a device speaks over: a socket, with or without TLS.
+//! A device that stays connected.
+
+mod connection;
 
 use std::{
-    io::{self, IoSlice},
-    path::PathBuf,
+    fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use rustls::pki_types::ServerName;
+use futures_util::{
+    FutureExt, Stream, StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, sleep_until},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::login::LoginError;
-use crate::tls;
+use self::connection::Connection;
+use super::{Backoff, Device, DeviceOptions, DevicePush, Event, LoginError, Welcome, login};
 
-/// How a device knows its gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceTls {
-    /// The name, or IP address, that the gateway's certificate must have: the host that is connected to.
-    pub server_name: String,
-    /// A PEM file with the certificates that sign the gateway's, read at each connecting. None, the default: the system's.
-    pub ca: Option<PathBuf>,
-}
+/// A connection that lasted so long was a good one: the next wait is a short one again.
+const LASTED: Duration = Duration::from_secs(10);
 
-impl DeviceTls {
-    /// The system's certificates, for a gateway of this name.
-    #[must_use]
-    pub fn new(server_name: impl Into<String>) -> Self {
-        Self { server_name: server_name.into(), ca: None }
-    }
-
-    /// Trusts the certificates of this PEM file, and no others.
-    #[must_use]
-    pub fn ca(mut self, file: impl Into<PathBuf>) -> Self {
-        self.ca = Some(file.into());
-        self
-    }
-
-    pub(super) async fn connect(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, LoginError> {
-        let name = ServerName::try_from(self.server_name.clone())
-            .map_err(|_| LoginError::ServerName(self.server_name.clone()))?;
-        let config = tls::client_config(self.ca.as_deref()).map_err(LoginError::File)?;
-        Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
-    }
-}
-
-/// A socket, with or without TLS.
+/// What happens to a device that stays connected.
 #[derive(Debug)]
-pub enum DeviceStream {
-    /// Without.
-    Plain(TcpStream),
-    /// With.
-    Tls(Box<TlsStream<TcpStream>>),
+#[non_exhaustive]
+pub enum DeviceEvent {
+    /// It is connected and authenticated. Pushes follow.
+    Connected {
+        /// To where, `HOST:PORT`.
+        address: String,
+        /// The gateway's settings; none where it speaks the first dialect.
+        welcome: Option<Welcome>,
+    },
+    /// A backend's push.
+    Push(DevicePush),
+    /// The gateway didn't understand what the device sent last.
+    Error {
+        /// `malformed` or `too_large`.
+        reason: String,
+        /// More, for people.
+        detail: String,
+    },
+    /// The gateway closes the connection on purpose.
+    Kicked {
+        /// Why, as the protocol names it: `draining`, `replaced`, …
+        reason: String,
+        /// How long the device waits before it connects again: as the gateway tells, else by
+        /// [`DeviceOptions::backoff`]. None: it is not to come back, and the stream ends.
+        retry_in: Option<Duration>,
+    },
+    /// The connection broke, or could not be made.
+    Interrupted {
+        /// Why.
+        error: LoginError,
+        /// How long the device waits before it connects again.
+        retry_in: Duration,
+    },
 }
 
-impl AsyncRead for DeviceStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => match Pin::new(stream).poll_read(cx, buffer) {
-                // A frame's length tells whether something is missing, so an end without TLS's own word is one.
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
-                read => read,
+/// A device that stays connected, as a `Stream` of [`DeviceEvent`]s. Begun by [`Device::stream`].
+///
+/// It connects, and connects again after a random wait, by [`DeviceOptions::backoff`], which grows until a connection has
+/// lasted 10 s; a gateway that drains tells another wait. Where [`DeviceOptions::credential`] is made by a function, a new
+/// one is sent before the session ends, on the same connection, and one that is refused is followed by another.
+///
+/// It ends after a kick that says not to come back, and after an error: [`LoginError::Refused`] of a credential that is
+/// always the same, [`LoginError::Address`] and [`LoginError::ServerName`]. Nothing else ends it.
+///
+/// It does everything, heartbeats and answers too, while it is polled, and only then: what takes long is handled in another
+/// task, to which the [`DevicePush`] goes along. Dropping it closes the connection; a future of its next item can be dropped
+/// at any time without losing one.
+pub struct DeviceStream(BoxStream<'static, Result<DeviceEvent, LoginError>>);
+
+impl Device {
+    /// A device that stays connected; `address` is as for [`Device::connect`], and looked up anew each time. Nothing is
+    /// connected before it is polled.
+    #[must_use]
+    pub fn stream(address: impl ToString, options: DeviceOptions) -> DeviceStream {
+        let address = address.to_string();
+        let with = options.clone();
+        DeviceStream::of(options, move || {
+            let (address, options) = (address.clone(), with.clone());
+            async move { login::connect(&address, &options).await }.boxed()
+        })
+    }
+}
+
+/// What makes a connection, and tells to where.
+type Connect<S> = BoxFuture<'static, Result<(String, Device<S>), LoginError>>;
+
+impl DeviceStream {
+    fn of<S>(options: DeviceOptions, connect: impl FnMut() -> Connect<S> + Send + 'static) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let backoff = options.backoff.clone();
+        let life = Life { options, connect, backoff, phase: Phase::Away(Instant::now()) };
+        // The step under way is kept in the stream, whatever becomes of who waits for it.
+        Self(stream::unfold(life, |mut life| async { life.next().await.map(|event| (event, life)) }).fuse().boxed())
+    }
+}
+
+impl Stream for DeviceStream {
+    type Item = Result<DeviceEvent, LoginError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(cx)
+    }
+}
+
+impl fmt::Debug for DeviceStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceStream").finish_non_exhaustive()
+    }
+}
+
+struct Life<C, S> {
+    options: DeviceOptions,
+    connect: C,
+    backoff: Backoff,
+    phase: Phase<S>,
+}
+
+enum Phase<S> {
+    /// To be connected at this time.
+    Away(Instant),
+    Connected(Box<Connection<S>>),
+    Over,
+}
+
+impl<C, S> Life<C, S>
+where
+    C: FnMut() -> Connect<S>,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    async fn next(&mut self) -> Option<Result<DeviceEvent, LoginError>> {
+        match &mut self.phase {
+            Phase::Over => None,
+            Phase::Away(at) => {
+                sleep_until(*at).await;
+                Some(match (self.connect)().await {
+                    Ok((address, device)) => {
+                        let welcome = device.welcome().cloned();
+                        let connection = Connection::new(device, &self.options);
+                        self.phase = Phase::Connected(Box::new(connection));
+                        Ok(DeviceEvent::Connected { address, welcome })
+                    }
+                    Err(error) => self.failed(error),
+                })
+            }
+            Phase::Connected(connection) => loop {
+                let event = match connection.next().await {
+                    Ok(Event::Push { seq, uri, body }) => DeviceEvent::Push(connection.answers().push(seq, uri, body)),
+                    Ok(Event::Error { reason, detail }) => DeviceEvent::Error { reason, detail },
+                    Ok(Event::Heartbeat) => continue,
+                    Ok(Event::Auth(answer)) => {
+                        connection.was_answered(&answer);
+                        continue;
+                    }
+                    Ok(Event::Kick { reason, reconnect, after }) => self.kicked(reason, reconnect, after),
+                    Ok(Event::Closed) => self.interrupted(LoginError::Closed),
+                    Err(error) => self.interrupted(error.into()),
+                };
+                return Some(Ok(event));
             },
         }
     }
-}
 
-impl AsyncWrite for DeviceStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+    /// A connection could not be made.
+    fn failed(&mut self, error: LoginError) -> Result<DeviceEvent, LoginError> {
+        let may_change = matches!(error, LoginError::Refused) && !self.options.credential.is_fixed();
+        if error.is_final() && !may_change {
+            self.phase = Phase::Over;
+            return Err(error);
         }
+        Ok(self.interrupted(error))
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
-        }
+    fn interrupted(&mut self, error: LoginError) -> DeviceEvent {
+        let retry_in = self.wait();
+        self.phase = Phase::Away(Instant::now() + retry_in);
+        DeviceEvent::Interrupted { error, retry_in }
     }
 
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
+    fn kicked(&mut self, reason: String, reconnect: bool, after: Duration) -> DeviceEvent {
+        let retry_in = match (reconnect, after.is_zero()) {
+            (false, _) => None,
+            (true, true) => Some(self.wait()),
+            (true, false) => Some(after),
+        };
+        self.phase = retry_in.map_or(Phase::Over, |wait| Phase::Away(Instant::now() + wait));
+        DeviceEvent::Kicked { reason, retry_in }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+    /// How long to wait after this connection, or after none.
+    fn wait(&mut self) -> Duration {
+        if let Phase::Connected(connection) = &self.phase
+            && connection.since().elapsed() >= LASTED
+        {
+            self.backoff.worked();
         }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        self.backoff.failed()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,33 +7,33 @@ use tokio::{
 };
 
 use super::*;
-use crate::device::frame;
+use crate::frame;
 
 /// The gateway's end of a connection.
-struct Gateway {
+pub(super) struct Gateway {
     input: FramedRead<ReadHalf<DuplexStream>, FrameCodec>,
     output: WriteHalf<DuplexStream>,
     order: ByteOrder,
 }
 
 impl Gateway {
-    fn new(stream: DuplexStream, order: ByteOrder) -> Self {
+    pub(super) fn new(stream: DuplexStream, order: ByteOrder) -> Self {
         let (input, output) = split(stream);
         Self { input: FramedRead::new(input, FrameCodec { order, bytes_max: 1 << 20 }), output, order }
     }
 
-    async fn expect(&mut self) -> OwnedMessage {
+    pub(super) async fn expect(&mut self) -> OwnedMessage {
         self.input.next().await.expect("a frame comes").expect("it can be read")
     }
 
-    async fn say(&mut self, seq: i64, uri: &str, body: &str) {
+    pub(super) async fn say(&mut self, seq: i64, uri: &str, body: &str) {
         let mut frame = Vec::new();
         frame::encode(self.order, seq, uri, body, &mut frame);
         self.output.write_all(&frame).await.expect("the device is there");
     }
 }
 
-fn options() -> DeviceOptions {
+pub(super) fn options() -> DeviceOptions {
     DeviceOptions { timeout: Duration::from_secs(5), ..DeviceOptions::new("alice") }
 }
 
@@ -217,4 +217,16 @@ async fn what_is_no_frame_ends_the_connection() {
     gateway.output.write_all(&[0xff; 4]).await.unwrap();
     assert!(matches!(device.next().await, Err(CodecError::TooLarge(_))));
     assert_eq!(device.next().await.unwrap(), Event::Closed);
+}
+
+#[tokio::test]
+async fn a_login_that_is_dropped_closes_its_connection() {
+    let (ours, theirs) = duplex(1024);
+    let mut gateway = Gateway::new(theirs, ByteOrder::Big);
+    tokio::select! {
+        biased;
+        device = Device::over(ours, options()) => panic!("nobody has answered: {device:?}"),
+        message = gateway.expect() => assert_eq!(message.uri, "/auth/server"),
+    }
+    assert!(gateway.input.next().await.is_none());
 }

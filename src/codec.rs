@@ -6,7 +6,7 @@ use std::{borrow::Cow, io};
 use bytes::{Buf, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::frame::{self, ByteOrder, Malformed, Message, TooLarge};
+use crate::frame::{self, ByteOrder, Malformed, Message, TooLarge};
 
 /// A message that owns its text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

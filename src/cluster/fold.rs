@@ -53,6 +53,8 @@ pub(crate) struct Live {
     pub(crate) name: NodeName,
     /// What it can take, once it has told.
     pub(crate) card: Option<Card>,
+    /// When it joined.
+    pub(crate) since: Millis,
     start: u64,
     attempt: u32,
     next: u64,
@@ -226,6 +228,7 @@ pub(crate) fn fold(state: &mut State, sequence: u64, at: Millis, message: &Messa
                 incarnation: Incarnation(sequence),
                 name: name.clone(),
                 card: None,
+                since: at,
                 start: *start,
                 attempt: *attempt,
                 next: 0,

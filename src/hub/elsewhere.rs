@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Ack, Hub, Pushed};
 use crate::{
-    cluster::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation},
+    cluster::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation, NodeStatus},
     model::{EndReason, NodeName, Push, PushOutcome, PushStatus, Session, Transport, Uid},
 };
 
@@ -159,6 +159,15 @@ impl Hub {
     /// Where a device should connect now by this transport, and which node that is.
     pub(crate) fn choose_host(&self, transport: Transport) -> Option<(String, NodeName)> {
         self.0.cluster.choose_host(transport)
+    }
+
+    /// All nodes that are live, in the order of their names; of this one how many connections it holds now.
+    pub(crate) fn nodes(&self) -> Vec<NodeStatus> {
+        let mut nodes = self.0.cluster.nodes();
+        for node in nodes.iter_mut().filter(|node| node.own) {
+            node.connections = u32::try_from(self.connections()).unwrap_or(u32::MAX);
+        }
+        nodes
     }
 
     /// Does what other nodes ask, and what the presence log decides, until the node leaves.

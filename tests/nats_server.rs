@@ -25,11 +25,19 @@ impl Client {
     }
 
     async fn greeted(stream: TcpStream) -> Self {
+        let mut client = Self::shown(stream, json!({})).await;
+        client.pong().await;
+        client
+    }
+
+    /// One that has shown who it is, and waits for the PONG.
+    async fn shown(stream: TcpStream, who: Value) -> Self {
         let mut client = Self { stream: BufReader::new(stream), info: Value::Null };
         let line = client.line().await;
         client.info = serde_json::from_str(line.strip_prefix("INFO ").expect("it begins with INFO")).unwrap();
-        client.say("CONNECT {\"verbose\":false,\"no_responders\":true,\"headers\":true}\r\nPING\r\n").await;
-        client.pong().await;
+        let mut connect = json!({"verbose": false, "no_responders": true, "headers": true});
+        connect.as_object_mut().unwrap().extend(who.as_object().unwrap().clone());
+        client.say(&format!("CONNECT {connect}\r\nPING\r\n")).await;
         client
     }
 
@@ -54,6 +62,18 @@ impl Client {
         }
     }
 
+    /// Whether the server takes a command.
+    async fn may(&mut self, command: &str) -> bool {
+        self.say(&format!("{command}\r\nPING\r\n")).await;
+        let mut may = true;
+        loop {
+            match &*self.line().await {
+                "PONG" => return may,
+                line => may &= !line.starts_with("-ERR 'Permissions Violation"),
+            }
+        }
+    }
+
     /// Whether nothing has come.
     fn has_nothing(&self) -> bool {
         let nothing = self.stream.get_ref().try_read(&mut [0]);
@@ -62,15 +82,20 @@ impl Client {
 
     /// The answer to a request, read as JSON; None where nobody is there to answer.
     async fn ask(&mut self, subject: &str, body: &str) -> Option<Value> {
+        self.ask_at("inbox", subject, body).await
+    }
+
+    /// The same, answered to this subject.
+    async fn ask_at(&mut self, inbox: &str, subject: &str, body: &str) -> Option<Value> {
         // The subscription ends with one message.
-        let request = format!("SUB inbox 1\r\nUNSUB 1 1\r\nPUB {subject} inbox {}\r\n{body}\r\n", body.len());
+        let request = format!("SUB {inbox} 1\r\nUNSUB 1 1\r\nPUB {subject} {inbox} {}\r\n{body}\r\n", body.len());
         self.say(&request).await;
         loop {
             let line = self.line().await;
             let words: Vec<_> = line.split(' ').collect();
             match words[..] {
-                ["MSG", "inbox", _, length] => return serde_json::from_slice(&self.payload(length).await).ok(),
-                ["HMSG", "inbox", _, _, length] => {
+                ["MSG", _, "1", length] => return serde_json::from_slice(&self.payload(length).await).ok(),
+                ["HMSG", _, "1", _, length] => {
                     self.payload(length).await;
                     return None;
                 }
@@ -99,6 +124,14 @@ impl Client {
     async fn messages(&mut self, stream: &str) -> Option<u64> {
         self.ask(&format!("$JS.API.STREAM.INFO.{stream}"), "").await?["state"]["messages"].as_u64()
     }
+}
+
+/// The accounts of ops/nats, with this password.
+fn accounts(password: &str) -> String {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/nats/gateways.conf");
+    let text = std::fs::read_to_string(file).expect("it is part of the repository");
+    assert_eq!(text.matches("include secrets.conf").count(), 1, "{text}");
+    text.replace("include secrets.conf", &format!("plex_password: \"{password}\""))
 }
 
 async fn within<T>(wait: impl Future<Output = T>) -> T {
@@ -183,4 +216,61 @@ async fn a_frozen_link_passes_nothing_until_it_is_mended_and_a_cut_one_ends() {
     let _ = within(client.stream.read_to_end(&mut rest)).await;
     link.mend();
     Client::connect(link.address).await;
+}
+
+#[tokio::test]
+async fn the_accounts_of_ops_let_gateways_do_what_they_need_and_nothing_else() {
+    let Some(nats) = Nats::with(1, &accounts("hush")).await else { return };
+    for who in [json!({}), json!({"user": "plex", "pass": "other"}), json!({"user": "route", "pass": "hush"})] {
+        let mut stranger = Client::shown(TcpStream::connect(nats.address(0)).await.unwrap(), who).await;
+        assert_eq!(stranger.line().await, "-ERR 'Authorization Violation'");
+    }
+    let stream = TcpStream::connect(nats.address(0)).await.unwrap();
+    let mut gateway = Client::shown(stream, json!({"user": "plex", "pass": "hush"})).await;
+    gateway.pong().await;
+
+    // The answers come to an inbox below the cluster's own subjects.
+    let name = "plex_plex_presence";
+    let config = json!({"name": name, "subjects": ["plex.plex.log"], "storage": "file", "max_bytes": 256 << 20,
+        "discard": "old", "first_seq": 1_000});
+    let consumer = json!({"stream_name": name, "config": {"name": "reader", "deliver_subject": "plex.plex.inbox.log",
+        "ack_policy": "none", "flow_control": true, "idle_heartbeat": 500_000_000, "mem_storage": true,
+        "deliver_policy": "by_start_sequence", "opt_start_seq": 1_000}});
+    let mut nameless = consumer.clone();
+    nameless["config"].as_object_mut().unwrap().remove("name");
+    for (subject, body) in [
+        (format!("STREAM.CREATE.{name}"), config.to_string()),
+        (format!("STREAM.INFO.{name}"), String::new()),
+        (format!("CONSUMER.CREATE.{name}.reader"), consumer.to_string()),
+        (format!("CONSUMER.DELETE.{name}.reader"), String::new()),
+        (format!("CONSUMER.CREATE.{name}"), nameless.to_string()),
+        (format!("STREAM.DELETE.{name}"), String::new()),
+    ] {
+        let answer = gateway.ask_at("plex.plex.inbox.api", &format!("$JS.API.{subject}"), &body).await;
+        let answer = answer.unwrap_or_else(|| panic!("{subject} is answered"));
+        assert!(answer.get("error").is_none(), "{subject}: {answer}");
+    }
+    for subject in ["plex.plex.log", "plex.plex.to.5", "plex.plex.all", "$JS.FC.plex_plex_presence.reader.1"] {
+        assert!(gateway.may(&format!("PUB {subject} 0\r\n")).await, "{subject}");
+    }
+
+    for subject in [
+        "$JS.API.STREAM.CREATE.other",
+        "$JS.API.STREAM.DELETE.other",
+        "$JS.API.STREAM.UPDATE.plex_plex_presence",
+        "$JS.API.STREAM.PURGE.plex_plex_presence",
+        "$JS.API.STREAM.MSG.DELETE.plex_plex_presence",
+        "$JS.API.STREAM.NAMES",
+        "$JS.API.CONSUMER.CREATE.other",
+        "$JS.API.INFO",
+        "$SYS.REQ.SERVER.PING",
+        "plex.other.log",
+        "anything",
+    ] {
+        assert!(!gateway.may(&format!("PUB {subject} 0\r\n")).await, "{subject}");
+    }
+    assert!(gateway.may("SUB plex.plex.> 7").await);
+    for subject in [">", "plex.>", "plex.other.>", "_INBOX.>", "$JS.>", "$SYS.>"] {
+        assert!(!gateway.may(&format!("SUB {subject} 8")).await, "{subject}");
+    }
 }

@@ -202,7 +202,7 @@ impl Nats {
         };
         format!(
             "server_name: {name}\nlisten: \"{host}:{CLIENTS}\"\nhttp: \"{host}:{MONITORING}\"\nlog_file: {log:?}\n\
-             jetstream {{ store_dir: {store:?}, max_memory_store: 512MiB, max_file_store: 1GiB }}\n\
+             jetstream {{ store_dir: {store:?}, max_memory_store: 512MiB, max_file_store: 4GiB }}\n\
              lame_duck_grace_period: \"1s\"\nlame_duck_duration: \"30s\"\n{cluster}{more}\n"
         )
     }

@@ -181,7 +181,8 @@ async fn info_tells_what_the_node_is_and_holds() {
 
 #[tokio::test]
 async fn a_single_node_lists_itself_with_all_its_fields() {
-    let mut server = TestServer::start().await;
+    // One device a second: the drain lasts until it is seen.
+    let mut server = TestServer::with(|config| config.drain.rate = 1).await;
     let mut backend = server.backend().await;
     let _devices = [server.login("alice").await, server.login("bob").await];
     let listed = |mut backend: common::Backend| async move {

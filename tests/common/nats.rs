@@ -45,22 +45,24 @@ struct NatsServer {
 impl Nats {
     /// One server; None: there is no program, and the test is skipped.
     pub async fn one() -> Option<Self> {
-        Self::with(1, "").await
+        Self::with(1, |_| String::new()).await
     }
 
     /// Three servers, which are one cluster.
     pub async fn three() -> Option<Self> {
-        Self::with(3, "").await
+        Self::with(3, |_| String::new()).await
     }
 
-    /// So many servers, each configured with `more` besides: accounts, TLS. They are in service when this resolves.
-    pub async fn with(count: usize, more: &str) -> Option<Self> {
+    /// So many servers, each configured besides with what `more` says of its address: accounts, TLS. They are in service
+    /// when this resolves.
+    pub async fn with(count: usize, more: impl Fn(Ipv4Addr) -> String) -> Option<Self> {
         let program = program()?;
         let folder = tempfile::tempdir().expect("a folder for the test");
         let servers: Vec<_> = (0..count).map(|_| NatsServer { host: own_loopback(), process: None }).collect();
         let mut nats = Self { program, servers, folder };
         for index in 0..count {
-            fs::write(nats.config(index), nats.configured(index, more)).expect("the test's folder can be written");
+            fs::write(nats.config(index), nats.configured(index, &more(nats.servers[index].host)))
+                .expect("the test's folder can be written");
             nats.spawn(index);
         }
         for index in 0..count {

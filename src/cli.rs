@@ -9,11 +9,13 @@ mod kick;
 mod local;
 mod manual;
 mod node;
+mod nodes;
 mod online;
 mod output;
 mod push;
 mod serve;
 mod sessions;
+mod table;
 mod token;
 mod watch;
 
@@ -64,6 +66,8 @@ enum Command {
     Kick(kick::KickArgs),
     /// List connections
     Sessions(sessions::SessionsArgs),
+    /// List the nodes of the cluster
+    Nodes(nodes::NodesArgs),
     /// Tell where a device should connect now
     Host(node::HostArgs),
     /// Tell what the gateway is and holds
@@ -112,6 +116,7 @@ fn execute(cli: Cli) -> Result<Exit, Failure> {
         Command::Broadcast(args) => block_on(broadcast::broadcast(args, config)),
         Command::Kick(args) => block_on(kick::kick(args, config)),
         Command::Sessions(args) => block_on(sessions::sessions(args, config)),
+        Command::Nodes(args) => block_on(nodes::nodes(args, config)),
         Command::Bench(args) => block_on(bench::bench(args, config)),
         Command::BenchFloor(args) => bench::floor(&args),
         Command::Completions(args) => manual::completions(&args, Cli::command()),

@@ -10,6 +10,8 @@ mod fold;
 mod hosts;
 mod log;
 mod member;
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
 mod node;
 mod outgoing;
 mod rules;
@@ -18,7 +20,7 @@ mod tests;
 mod watcher;
 mod wire;
 
-use std::{fmt, future::Future, sync::Arc};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::{
@@ -26,11 +28,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, Transport, Uid};
+use crate::model::{
+    ConnectionNumber, EndReason, Millis, NodeName, PushOutcome, PushStatus, Transport, Uid,
+};
 
 use directory::Entry;
 use engine::Standing;
-use fold::State;
+use fold::{Live, State};
 use node::Node;
 
 pub(crate) use bus::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, SessionPages};
@@ -194,7 +198,7 @@ impl Cluster {
 
     /// The names of the nodes that are live, this one too.
     #[cfg(test)]
-    pub(crate) fn nodes(&self) -> Vec<NodeName> {
+    pub(crate) fn node_names(&self) -> Vec<NodeName> {
         self.0.presence().state.live().map(|live| live.name.clone()).collect()
     }
 
@@ -206,7 +210,8 @@ impl Cluster {
         node: Incarnation,
         push: ForwardedPush,
     ) -> impl Future<Output = Forwarded> + Send + use<> {
-        let wait = self.0.options().forward_timeout + push.ack_timeout.unwrap_or_default();
+        let wait = self.0.options().forward_timeout;
+        let ack_wait = wait + push.ack_timeout.unwrap_or_default();
         let (answer, answered) = oneshot::channel();
         let taken = self.0.engine().send(node, Inbound::Push { push, answer });
         async move {
@@ -214,6 +219,12 @@ impl Cluster {
                 return Forwarded::Unreachable;
             }
             match timeout(wait, answered).await {
+                Ok(Ok(Forwarded::Waits(outcome))) => match timeout(ack_wait, outcome).await {
+                    Ok(Ok(outcome)) => Forwarded::Outcome(outcome),
+                    // Its node has ended, and with it the connections.
+                    Ok(Err(_)) => Forwarded::Outcome(PushOutcome::unsent(PushStatus::ConnectionLost)),
+                    Err(_) => Forwarded::Unknown,
+                },
                 Ok(Ok(forwarded)) => forwarded,
                 _ => Forwarded::Unknown,
             }
@@ -314,6 +325,35 @@ impl Cluster {
         self.0.engine().leave(&self.0)
     }
 
+    /// The nodes that are live, this one too, in the order of their names.
+    #[must_use]
+    pub(crate) fn nodes(&self) -> Vec<NodeStatus> {
+        let presence = self.0.presence();
+        let mut nodes: Vec<_> = presence.state.live().map(|live| self.status_of(live)).collect();
+        drop(presence);
+        nodes.sort_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
+        nodes
+    }
+
+    fn status_of(&self, live: &Live) -> NodeStatus {
+        let own = live.incarnation == self.incarnation();
+        let card = live.card.as_ref();
+        NodeStatus {
+            name: live.name.clone(),
+            address: card.and_then(Card::first_address).unwrap_or_default().to_owned(),
+            version: live.version.to_string(),
+            connections: card.map_or(0, |card| card.connections),
+            state: match card {
+                Some(card) if card.draining => NodeState::Draining,
+                Some(card) if card.ready => NodeState::Ready,
+                _ => NodeState::Joining,
+            },
+            since: live.since,
+            lag: Duration::from_millis(card.map_or(0, |card| card.lag_ms.into())),
+            own,
+        }
+    }
+
     fn others(&self) -> Vec<(Incarnation, NodeName)> {
         let own = self.incarnation();
         let presence = self.0.presence();
@@ -338,4 +378,32 @@ impl Cluster {
 fn presence_in<'a>(state: &'a State, entry: &Entry) -> Presence<'a> {
     let connections = u32::try_from(entry.connections().len()).unwrap_or(u32::MAX);
     Presence { since: entry.since(), node: &state.node(entry.newest().node).name, connections }
+}
+
+/// What is known of a live node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodeStatus {
+    pub(crate) name: NodeName,
+    /// Where it sends devices; empty: not told.
+    pub(crate) address: String,
+    /// Empty: not told.
+    pub(crate) version: String,
+    /// How many it holds, as it last told.
+    pub(crate) connections: u32,
+    pub(crate) state: NodeState,
+    /// When it joined, on the log's clock.
+    pub(crate) since: Millis,
+    /// From a record's being written to its being read back by the node itself, as it last told.
+    pub(crate) lag: Duration,
+    /// It is this node.
+    pub(crate) own: bool,
+}
+
+/// How it is with a live node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NodeState {
+    /// It has joined, and doesn't take devices yet.
+    Joining,
+    Ready,
+    Draining,
 }

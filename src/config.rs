@@ -25,15 +25,15 @@ use std::{
 };
 
 pub use self::{
-    address::{AddressError, EndpointUrl, HostAddress, ListenAddress, Network},
+    address::{AddressError, EndpointUrl, HostAddress, ListenAddress, NatsUrl, Network},
     check::{Warning, advertised, advertised_tls, validate},
     error::{ConfigError, Origin},
     load::{Sources, load},
     print::print,
     secret::{ControlSecret, NamedScopes, Scopes, Secret, SecretError, SecretSource},
     sections::{
-        AuthConfig, AuthMode, ControlConfig, DeviceConfig, DrainConfig, HostsConfig, HttpConfig, LogConfig, LogFormat,
-        LogLevel, MetricsConfig, NodeConfig, PresenceConfig, ProxyProtocol,
+        AuthConfig, AuthMode, ClusterConfig, ControlConfig, DeviceConfig, DrainConfig, HostsConfig, HttpConfig,
+        LogConfig, LogFormat, LogLevel, LogStorage, MetricsConfig, NodeConfig, PresenceConfig, ProxyProtocol,
     },
 };
 
@@ -61,6 +61,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// Presence.
     pub presence: PresenceConfig,
+    /// Several nodes that act as one.
+    pub cluster: ClusterConfig,
     /// The end.
     pub drain: DrainConfig,
 }

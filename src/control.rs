@@ -34,9 +34,9 @@ use crate::{
     hub::Hub,
     proto::{
         BroadcastRequest, BroadcastResponse, DisconnectRequest, DisconnectResponse, GetHostRequest, GetHostResponse,
-        GetInfoRequest, GetInfoResponse, IsOnlineRequest, IsOnlineResponse, ListSessionsRequest, ListSessionsResponse,
-        OnlineStatusRequest, OnlineStatusResponse, PushManyRequest, PushManyResponse, PushRequest, PushResponse,
-        PushStreamRequest,
+        GetInfoRequest, GetInfoResponse, IsOnlineRequest, IsOnlineResponse, ListNodesRequest, ListNodesResponse,
+        ListSessionsRequest, ListSessionsResponse, OnlineStatusRequest, OnlineStatusResponse, PushManyRequest,
+        PushManyResponse, PushRequest, PushResponse, PushStreamRequest,
         gateway_server::{Gateway, GatewayServer},
     },
     telemetry::Metrics,
@@ -213,6 +213,11 @@ impl Gateway for Control {
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<Self::ListSessionsStream>, Status> {
         self.sessions(request).map(Response::new)
+    }
+
+    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
+        let nodes = self.0.hub.nodes().into_iter().map(convert::node).collect();
+        Ok(Response::new(ListNodesResponse { nodes }))
     }
 }
 

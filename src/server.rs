@@ -1,6 +1,7 @@
 //! The whole gateway: binds the listeners, builds the parts, runs them, stops them in order.
 
 mod doors;
+mod engine;
 mod listen;
 mod running;
 

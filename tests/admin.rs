@@ -1,9 +1,9 @@
-//! The rest of the control plane: Disconnect, ListSessions, GetInfo, GetHost.
+//! The rest of the control plane: Disconnect, ListSessions, ListNodes, GetInfo, GetHost.
 
 mod common;
 
 use common::{TestDevice, TestServer, call, eventually, expect_invalid, online, push, sessions};
-use plex::proto::{self, PushStatus};
+use plex::proto::{self, NodeState, PushStatus};
 use std::{collections::HashSet, time::Duration};
 use tonic::Code;
 
@@ -177,6 +177,33 @@ async fn info_tells_what_the_node_is_and_holds() {
     assert_eq!(info.features, [""; 0]);
     assert_eq!((info.frame_bytes_max, info.uids, info.connections), (2_000, 2, 3));
     assert!(info.known_since.is_some());
+}
+
+#[tokio::test]
+async fn a_single_node_lists_itself_with_all_its_fields() {
+    // One device a second: the drain lasts until it is seen.
+    let mut server = TestServer::with(|config| config.drain.rate = 1).await;
+    let mut backend = server.backend().await;
+    let _devices = [server.login("alice").await, server.login("bob").await];
+    let listed = |mut backend: common::Backend| async move {
+        let nodes = backend.list_nodes(proto::ListNodesRequest {}).await.expect("it answers").into_inner().nodes;
+        let [node] = <[_; 1]>::try_from(nodes).expect("one node");
+        node
+    };
+    // Ready as soon as it runs, which the first call may not wait for.
+    let ready = || async { Some(listed(backend.clone()).await).filter(|node| node.state() == NodeState::Ready) };
+    let node = eventually("it is ready", ready).await;
+    let info = backend.get_info(proto::GetInfoRequest {}).await.unwrap().into_inner();
+    let since = node.since.expect("it has joined");
+    assert_eq!((&*node.name, &node.version, node.connections), ("node-1", &info.version, 2));
+    assert_eq!((node.address, node.lag_ms), (server.device().to_string(), 0));
+    let begun = info.known_since.unwrap();
+    assert!((since.seconds, since.nanos) >= (begun.seconds, begun.nanos), "{since:?} after {begun:?}");
+
+    let stopping = server.stopping();
+    let draining = || async { Some(listed(backend.clone()).await).filter(|node| node.state() == NodeState::Draining) };
+    eventually("it drains", draining).await;
+    stopping.await;
 }
 
 #[tokio::test]

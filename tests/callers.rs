@@ -173,7 +173,7 @@ async fn reflection_tells_every_message_of_a_call() {
         };
         let file = prost_types::FileDescriptorProto::decode(&*files.file_descriptor_proto[0]).unwrap();
         assert_eq!(file.package(), "plex.v1");
-        assert_eq!(file.service[0].method.len(), 10);
+        assert_eq!(file.service[0].method.len(), 11);
     }
     let file = MessageRequest::FileByFilename("google/protobuf/timestamp.proto".into());
     assert!(matches!(reflect(&server, file).await, MessageResponse::FileDescriptorResponse(_)));

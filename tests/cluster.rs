@@ -16,8 +16,8 @@ use common::{
 use plex::{
     Config,
     proto::{
-        BroadcastRequest, DisconnectRequest, GetHostRequest, GetInfoRequest, OfflineReason, PushManyRequest,
-        PushResponse, PushStatus,
+        BroadcastRequest, DisconnectRequest, GetHostRequest, GetInfoRequest, ListNodesRequest, Node, NodeState,
+        OfflineReason, PushManyRequest, PushResponse, PushStatus,
     },
     testing::LocalLog,
 };
@@ -356,6 +356,37 @@ async fn every_node_sends_devices_to_the_least_loaded_and_not_to_one_that_drains
         let (address, node) = host(backend).await;
         assert!(node != "node-3" && addresses[..2].contains(&address), "{node} at {address}");
     }
+}
+
+#[tokio::test]
+async fn every_node_lists_all_nodes_and_no_more_one_that_has_left() {
+    let mut nodes = Nodes::start().await;
+    let _devices = [nodes.login(1, "alice").await, nodes.login(1, "bob").await];
+    let expected: Vec<_> = (0..3u64)
+        .map(|index| {
+            (format!("node-{}", index + 1), nodes.nodes[index as usize].device().to_string(), u64::from(index == 1) * 2)
+        })
+        .collect();
+    for backend in &nodes.backends {
+        // Connections of others come with their cards.
+        eventually("all are listed, and ready", || async {
+            let listed = listed(&mut backend.clone()).await;
+            let ready = listed.iter().all(|node| node.state() == NodeState::Ready && node.since.is_some());
+            let told: Vec<_> = listed.into_iter().map(|node| (node.name, node.address, node.connections)).collect();
+            (ready && told == expected).then_some(())
+        })
+        .await;
+    }
+    nodes.backends.pop();
+    nodes.nodes.pop().unwrap().stopped().await;
+    for backend in &mut nodes.backends {
+        let names: Vec<_> = listed(backend).await.into_iter().map(|node| node.name).collect();
+        assert_eq!(names, ["node-1", "node-2"]);
+    }
+}
+
+async fn listed(backend: &mut Backend) -> Vec<Node> {
+    backend.list_nodes(ListNodesRequest {}).await.expect("it answers").into_inner().nodes
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 
 mod common;
 
+#[path = "configuration/cluster.rs"]
+mod cluster;
 #[path = "configuration/effects.rs"]
 mod effects;
 #[path = "configuration/loopback.rs"]
@@ -50,6 +52,9 @@ async fn nothing_configured_is_every_default_of_the_table() {
         [auth] keys = [] | jwks_refresh = 5m
         [auth] mode = trust | insecure = false | timeout = 5s | max_in_flight = 200 | unavailable_delay = 1s
         [presence] history = 100000 | keepalive = 15s | settle = 0s
+        [cluster] name = plex | urls = [] | insecure = false | replicas = 1 | storage = file | log_bytes = 256MiB
+        [cluster] heartbeat = 500ms | dead_after = 7 | gather = 5ms | window = 4
+        [cluster] forward_timeout = 2s | broadcast_timeout = 30s
         [drain] timeout = 20s | rate = 1000";
     for line in expected.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let (section, pairs) = line.strip_prefix('[').and_then(|line| line.split_once("] ")).unwrap_or(("", line));
@@ -68,6 +73,8 @@ async fn nothing_configured_is_every_default_of_the_table() {
         "# control.tls_client_ca: not set",
         "# http.tls_key: not set",
         "# auth.endpoint: not set",
+        "# cluster.credentials: not set",
+        "# cluster.user: not set",
     ] {
         assert!(checked.stdout.lines().any(|line| line == comment), "{comment}: {checked:?}");
     }

@@ -10,12 +10,13 @@ use std::{
     process::Command,
 };
 
-use common::{PATIENCE, TestDevice, TestServer, call, process::Home};
+use common::{PATIENCE, TestDevice, TestServer, call, certs::Authority, process::Home};
 use plex::{Config, config};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const PAGES: [&str; 8] = [
+const PAGES: [&str; 9] = [
+    "docs/cluster.md",
     "docs/device-protocol.md",
     "docs/metrics.md",
     "docs/migration.md",
@@ -44,10 +45,10 @@ fn metrics() -> BTreeSet<String> {
     rows.map(|row| format!("plex_{}", row.split_once('`').expect("the name's end").0)).collect()
 }
 
-/// The names in a text that begin with `plex_`.
+/// The names of metrics in a text: they begin with `plex_`. (A stream's name has CLUSTER in it.)
 fn names(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    words.filter(|word| word.starts_with("plex_")).collect()
+    words.filter(|word| word.starts_with("plex_") && !word.contains("CLUSTER")).collect()
 }
 
 /// Runs a checker where it is there.
@@ -151,6 +152,23 @@ async fn a_configuration_that_a_page_shows_is_valid() {
         let checked = home.run(&["check", "--config", &file]).await;
         assert_eq!(checked.code, 0, "{checked:?}");
         assert!(checked.stdout.lines().any(|line| line == "# control.secrets: 2 set"), "{checked:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_configurations_of_a_cluster_are_valid() {
+    let (home, authority) = (Home::new(), Authority::new());
+    fs::copy(authority.ca(), home.path("ca.pem")).unwrap();
+    for name in ["orders.secret", "control.secret", "nats.password", "devices.key"] {
+        home.write(name, "0123456789abcdef0123456789abcdef\n");
+    }
+    let page = read("docs/cluster.md");
+    let shown = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a configuration");
+    for text in [shown, &read("ops/nats/plex.toml")] {
+        let file = home.write("plex.toml", &text.replace("\n   ", "\n").replace("/etc/plex/", ""));
+        let checked = home.run(&["check", "--config", &file]).await;
+        assert_eq!(checked.code, 0, "{checked:?}");
+        assert!(checked.stdout.contains("urls = [\"tls://nats-1:4222\", \"tls://nats-2:4222\", "), "{checked:?}");
     }
 }
 

@@ -63,13 +63,14 @@ async fn every_call(backend: &mut Backend) -> Vec<(&'static str, &'static str, R
             backend.disconnect(proto::DisconnectRequest { uid: "alice".into(), reason: "".into() }).await.map(drop),
         ),
         ("ListSessions", "admin", backend.list_sessions(proto::ListSessionsRequest::default()).await.map(drop)),
+        ("ListNodes", "admin", backend.list_nodes(proto::ListNodesRequest {}).await.map(drop)),
     ]
 }
 
 /// Checks what each call answers to somebody with these scopes.
 async fn expect_scopes(backend: &mut Backend, scopes: &[&str]) {
     let calls = every_call(backend).await;
-    assert_eq!(calls.len(), 10);
+    assert_eq!(calls.len(), 11);
     for (call, needed, result) in calls {
         if needed.is_empty() || scopes.contains(&needed) {
             result.unwrap_or_else(|status| panic!("{call} with {scopes:?}: {status}"));
@@ -106,7 +107,7 @@ async fn refused_calls_are_counted_by_reason() {
     every_call(&mut backend(server.addresses.control, "the-admin-secret").await).await;
     let mut bare = proto::gateway_client::GatewayClient::new(server.bare_channel().await);
     bare.get_info(proto::GetInfoRequest {}).await.unwrap_err();
-    assert_eq!((count("unknown").await, count("scope").await, count("missing").await), (10, 6, 1));
+    assert_eq!((count("unknown").await, count("scope").await, count("missing").await), (11, 6, 1));
     assert_eq!(count("certificate").await, 0);
 }
 

@@ -10,6 +10,7 @@ use super::{
     Exit, Failure, Output,
     gateway::GatewayArgs,
     output::{Tone, rfc3339, shown},
+    table::{fitting, row},
 };
 use crate::client::Session;
 
@@ -59,7 +60,7 @@ pub(super) async fn sessions(args: SessionsArgs, config: Option<PathBuf>) -> Res
         let lines: Vec<_> = page.iter().map(line).collect();
         any |= !lines.is_empty();
         if output.is_terminal() && widths.is_none() && any {
-            widths = Some(fitting(&lines));
+            widths = Some(fitting(&TITLES, lines.iter().map(cells)));
             let titles = row(&TITLES.map(str::to_owned), widths.as_ref());
             output.line(&output.toned(&titles, Tone::Faint))?;
         }
@@ -102,27 +103,6 @@ fn cells(line: &SessionLine<'_>) -> [String; 9] {
     ]
 }
 
-fn fitting(lines: &[SessionLine<'_>]) -> [usize; 9] {
-    let mut widths = TITLES.map(str::len);
-    for cells in lines.iter().map(cells) {
-        for (width, cell) in widths.iter_mut().zip(&cells) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    widths
-}
-
-/// The cells side by side: in columns on a terminal, else with one space between, for `cut` and `awk`.
-fn row(cells: &[String; 9], widths: Option<&[usize; 9]>) -> String {
-    match widths {
-        None => cells.join(" "),
-        Some(widths) => {
-            let padded = cells.iter().zip(widths).map(|(cell, &width)| format!("{cell:<width$}"));
-            padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, SystemTime};
@@ -153,7 +133,7 @@ mod tests {
             serde_json::to_string(&line).unwrap(),
             r#"{"uid":"alice","epoch":"7","node":"n1","remoteAddress":"[::1]:5","connectedAt":"1970-01-01T00:00:01.000Z","lastSeen":"1970-01-01T00:00:02.000Z","queuedBytes":"3","pushesSent":"4","pushesDropped":"5","dialect":2}"#
         );
-        let widths = fitting(std::slice::from_ref(&line));
+        let widths = fitting(&TITLES, [cells(&line)]);
         let (titles, cells) = (row(&TITLES.map(str::to_owned), Some(&widths)), row(&cells(&line), Some(&widths)));
         assert_eq!(titles.find("ADDRESS"), cells.find("[::1]:5"), "{titles}\n{cells}");
     }

@@ -253,6 +253,16 @@ impl Control {
     pub fn raw(&self) -> RawClient {
         self.client.clone()
     }
+
+    /// The nodes of the cluster as the one that answers knows them, in the order of their names; a single node lists
+    /// itself.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`], as every call here.
+    pub async fn nodes(&self) -> Result<Vec<proto::Node>, CallError> {
+        Ok(self.client.clone().list_nodes(proto::ListNodesRequest {}).await?.into_inner().nodes)
+    }
 }
 
 impl Bearer {

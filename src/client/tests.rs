@@ -126,6 +126,13 @@ impl Gateway for Fake {
     ) -> Result<Response<Self::ListSessionsStream>, Status> {
         self.refuse(&request)
     }
+
+    async fn list_nodes(
+        &self,
+        request: Request<proto::ListNodesRequest>,
+    ) -> Result<Response<proto::ListNodesResponse>, Status> {
+        self.refuse(&request)
+    }
 }
 
 /// A fake that listens until the handle is aborted, and a client with the secret `s`.

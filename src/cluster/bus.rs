@@ -30,7 +30,7 @@ pub(crate) struct ForwardedPush {
 }
 
 /// What became of a push at another node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Forwarded {
     /// What that node says.
     Outcome(PushOutcome),
@@ -40,6 +40,8 @@ pub(crate) enum Forwarded {
     Unreachable,
     /// That node took it, and didn't answer in time: it may have been sent.
     Unknown,
+    /// It was sent, and the device's answer is waited for; dropped: the connections that took it have ended.
+    Waits(oneshot::Receiver<PushOutcome>),
 }
 
 /// What a broadcast did.

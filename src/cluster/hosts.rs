@@ -34,6 +34,11 @@ pub(crate) struct Card {
 }
 
 impl Card {
+    /// One address for people to know the node by, plain ones before those over TLS.
+    pub(crate) fn first_address(&self) -> Option<&str> {
+        self.addresses.first().or(self.addresses_tls.first()).map(String::as_str)
+    }
+
     fn addresses(&self, transport: Transport) -> &[String] {
         match transport {
             Transport::Tcp => &self.addresses,

@@ -1,5 +1,7 @@
 //! Addresses as they are configured: a text that is known to be "host:port".
 
+mod nats;
+
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
@@ -7,6 +9,8 @@ use std::{
 };
 
 use ipnet::IpNet;
+
+pub use self::nats::NatsUrl;
 
 /// The longest address, in bytes: a node's card has one byte for the length.
 const ADDRESS_BYTES_MAX: usize = 255;

@@ -1,5 +1,7 @@
 //! What values mean together.
 
+mod cluster;
+
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use super::{
@@ -49,6 +51,7 @@ pub fn validate(config: &Config) -> Result<Vec<Warning>, ConfigError> {
     check_control(config)?;
     check_pair("http", config.http.tls_cert.as_ref(), config.http.tls_key.as_ref())?;
     check_auth(config)?;
+    cluster::check(config)?;
     Ok(warnings(config))
 }
 
@@ -198,8 +201,14 @@ fn reaches_others(config: &Config) -> Option<String> {
             return Some(format!("{key} = [\"{host}\"] leaves loopback"));
         }
     }
-    let proxied = device.proxy_protocol == ProxyProtocol::V2 && takes_devices(config);
-    proxied.then(|| "device.proxy_protocol = \"v2\" brings devices from elsewhere".to_owned())
+    if !takes_devices(config) {
+        return None;
+    }
+    if device.proxy_protocol == ProxyProtocol::V2 {
+        return Some("device.proxy_protocol = \"v2\" brings devices from elsewhere".to_owned());
+    }
+    let url = config.cluster.urls.first()?;
+    Some(format!("cluster.urls = [\"{url}\"] makes it one of several nodes"))
 }
 
 fn takes_devices(config: &Config) -> bool {
@@ -237,6 +246,9 @@ fn warnings(config: &Config) -> Vec<Warning> {
                 "auth.insecure = true: {key} = \"{url}\" leaves loopback without TLS, it can be read and forged on the way"
             ));
         }
+    }
+    if let Some(text) = cluster::warning(&config.cluster) {
+        warn(text);
     }
     if matches!(auth.mode, None | Some(AuthMode::Trust)) && takes_devices(config) {
         warn(format!("{TRUST}: every device is taken at its word"));

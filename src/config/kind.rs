@@ -1,12 +1,16 @@
 //! The kinds of values: how each is read from a file or a text, written, and described in an error.
 
 mod callers;
+mod cluster;
 
 use std::{path::PathBuf, time::Duration};
 
 use toml::Value;
 
-pub(super) use self::callers::{ClientNames, Secrets};
+pub(super) use self::{
+    callers::{ClientNames, Secrets},
+    cluster::{ClusterName, NatsUrls},
+};
 use super::{EndpointUrl, HostAddress, ListenAddress, Network};
 
 /// The most entries of a list: a node's card counts its addresses in one byte, and each secret is compared with each call's.
@@ -81,8 +85,8 @@ pub(super) trait Kind {
     fn write(&self, value: &Self::Value) -> Written;
     /// What an error says is allowed.
     fn allowed(&self) -> String;
-    /// Whether an error must not show it.
-    fn is_secret(&self) -> bool {
+    /// Whether an error must not show what was given.
+    fn is_secret(&self, _given: Given<'_>) -> bool {
         false
     }
 }
@@ -468,7 +472,7 @@ impl<K: Kind> Kind for Optional<K> {
         self.0.allowed()
     }
 
-    fn is_secret(&self) -> bool {
-        self.0.is_secret()
+    fn is_secret(&self, given: Given<'_>) -> bool {
+        self.0.is_secret(given)
     }
 }

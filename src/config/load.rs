@@ -169,7 +169,7 @@ fn lay(
 
 /// The error of a value that its key doesn't take.
 pub(super) fn refused(key: &Key, given: Given<'_>, origin: Origin) -> ConfigError {
-    let value = if (key.is_secret)() { String::new() } else { format!(" = {}", shown(&given.shown())) };
+    let value = if (key.is_secret)(given) { String::new() } else { format!(" = {}", shown(&given.shown())) };
     ConfigError::Value { key: key.full_name(), value, allowed: (key.allowed)(), origin }
 }
 

@@ -37,7 +37,7 @@ fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AuthMode, LogLevel, NamedScopes, ProxyProtocol, Scopes, Secret, Sources, load};
+    use crate::config::{AuthMode, LogLevel, LogStorage, NamedScopes, ProxyProtocol, Scopes, Secret, Sources, load};
 
     /// What a file of `text` is read into.
     fn reload(text: &str) -> Config {
@@ -98,6 +98,20 @@ mod tests {
         config.auth.keys = vec!["k".into()];
         config.auth.issuer = Some("i \\ \"".to_owned());
         let printed = print(&config);
+        assert_eq!(reload(&printed), config, "{printed}");
+    }
+
+    #[test]
+    fn a_cluster_survives_printing() {
+        let mut config = Config { data_dir: Some("/d".into()), ..Config::default() };
+        config.auth.mode = Some(AuthMode::Trust);
+        config.cluster.name = "blue-1".to_owned();
+        config.cluster.urls = vec!["nats://127.0.0.1".parse().unwrap(), "tls://[::1]:5".parse().unwrap()];
+        config.cluster.credentials = Some("a.creds".into());
+        config.cluster.storage = LogStorage::Memory;
+        config.cluster.gather = std::time::Duration::from_millis(20);
+        let printed = print(&config);
+        assert!(printed.contains("urls = [\"nats://127.0.0.1:4222\", \"tls://[::1]:5\"]\n"), "{printed}");
         assert_eq!(reload(&printed), config, "{printed}");
     }
 

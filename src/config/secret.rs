@@ -122,7 +122,7 @@ impl Scopes {
     pub const PUSH: Self = Self(1);
     /// IsOnline, OnlineStatus.
     pub const PRESENCE: Self = Self(2);
-    /// Disconnect, ListSessions.
+    /// Disconnect, ListSessions, ListNodes.
     pub const ADMIN: Self = Self(4);
     /// Everything.
     pub const ALL: Self = Self(7);

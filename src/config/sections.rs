@@ -1,15 +1,16 @@
 //! Every key, once: its name, type, default and limits stand together, and all else (loading, checking, printing, the
 //! names that errors list) is made from here.
 
+mod words;
+
 use std::{fs, path::PathBuf, time::Duration};
 
-use tracing::level_filters::LevelFilter;
-
+pub use self::words::{AuthMode, LogFormat, LogLevel, LogStorage, ProxyProtocol};
 use super::{
-    Config, ControlSecret, EndpointUrl, HostAddress, ListenAddress, NamedScopes, Network,
+    Config, ControlSecret, EndpointUrl, HostAddress, ListenAddress, NamedScopes, NatsUrl, Network,
     kind::{
-        ClientNames, Count, Endpoint, Files, Given, Hosts, Kind, Listen, ListenOrNone, Name, Networks, Optional,
-        PathOf, Secrets, Size, Span, Switch, Text, Word, Written,
+        ClientNames, ClusterName, Count, Endpoint, Files, Given, Hosts, Kind, Listen, ListenOrNone, Name, NatsUrls,
+        Networks, Optional, PathOf, Secrets, Size, Span, Switch, Text, Word, Written,
     },
 };
 
@@ -22,7 +23,8 @@ pub(super) struct Key {
     pub(super) set: fn(&mut Config, Given<'_>) -> Option<()>,
     pub(super) get: fn(&Config) -> Written,
     pub(super) allowed: fn() -> String,
-    pub(super) is_secret: fn() -> bool,
+    /// Whether an error must not show this value.
+    pub(super) is_secret: fn(Given<'_>) -> bool,
 }
 
 impl Key {
@@ -44,11 +46,11 @@ const DATA_DIR: Key = Key {
     set: |config, given| PathOf("folder").read(given).map(|folder| config.data_dir = folder),
     get: |config| PathOf("folder").write(&config.data_dir),
     allowed: || PathOf("folder").allowed(),
-    is_secret: || false,
+    is_secret: |_| false,
 };
 
 /// The sections with their keys, in the order in which they are printed; the first has what stands outside of them.
-pub(super) const SECTIONS: [(&str, &[Key]); 11] = [
+pub(super) const SECTIONS: [(&str, &[Key]); 12] = [
     ("", &[DATA_DIR]),
     ("node", NodeConfig::KEYS),
     ("log", LogConfig::KEYS),
@@ -59,6 +61,7 @@ pub(super) const SECTIONS: [(&str, &[Key]); 11] = [
     ("hosts", HostsConfig::KEYS),
     ("auth", AuthConfig::KEYS),
     ("presence", PresenceConfig::KEYS),
+    ("cluster", ClusterConfig::KEYS),
     ("drain", DrainConfig::KEYS),
 ];
 
@@ -91,7 +94,7 @@ macro_rules! section {
                 set: |config, given| $kind.read(given).map(|value| config.$section.$key = value),
                 get: |config| $kind.write(&config.$section.$key),
                 allowed: || $kind.allowed(),
-                is_secret: || $kind.is_secret(),
+                is_secret: |given| $kind.is_secret(given),
             },)*];
         }
     };
@@ -300,6 +303,56 @@ section! {
 }
 
 section! {
+    /// Several nodes that act as one, over NATS with JetStream.
+    ClusterConfig in cluster {
+        /// What tells clusters on the same servers apart, the same on all nodes of one: `plex`; `[a-z0-9-]{1,32}`.
+        name: String = "plex".to_owned(); ClusterName,
+        /// The NATS servers, up to 100, of which one that answers is used. None, the default: the node is alone, and needs
+        /// none. With it `control.secrets` must be set, and `auth.mode = "trust"` needs `auth.insecure`.
+        urls: Vec<NatsUrl> = Vec::new(); NatsUrls,
+        /// A file with NATS credentials (a user's JWT and the seed of its key), as `nsc` writes it. None, the default.
+        credentials: Option<PathBuf> = None; PathOf("file"),
+        /// The user, where the servers know it by a password. None, the default.
+        user: Option<String> = None; Text,
+        /// A file with that user's password; one newline at its end is cut off. None, the default.
+        password_file: Option<PathBuf> = None; PathOf("file"),
+        /// A PEM file with the certificates that sign those of the servers; with it every connection is TLS. None, the
+        /// default: the system's, for `tls://`.
+        tls_ca: Option<PathBuf> = None; PathOf("file"),
+        /// A PEM file with the certificate that is shown to the servers, the own one first. None, the default: none.
+        tls_cert: Option<PathBuf> = None; PathOf("file"),
+        /// A PEM file with its private key.
+        tls_key: Option<PathBuf> = None; PathOf("file"),
+        /// Whether `urls` may leave loopback without TLS or without credentials: `false`, since who can publish there can
+        /// push to every device.
+        insecure: bool = false; Switch,
+        /// Servers that keep the log: 1; 3 where there are three, so that one may fail; up to 5.
+        replicas: u32 = 1; Count(1, 5),
+        /// Where they keep it: `file`.
+        storage: LogStorage = LogStorage::File; Word(LogStorage::WORDS),
+        /// The log's size, in bytes: 256 MiB, an hour of a million devices, from 1 MiB to 2 GiB. It must hold what happens
+        /// while a node joins, half a minute or so.
+        log_bytes: u32 = 256 << 20; Size(1 << 20, 1 << 31),
+        /// How often a node gives a sign of life: 500 ms, from 50 ms to a minute.
+        heartbeat: Duration = Duration::from_millis(500); Span(Duration::from_millis(50), MINUTE),
+        /// Without a word for so many heartbeats a node is declared dead, and whom it held is told offline: 7, from 2 to
+        /// 1,000.
+        dead_after: u32 = 7; Count(2, 1_000),
+        /// For how long changes are gathered into one message when there are many: 5 ms, up to a second, and below
+        /// `heartbeat`.
+        gather: Duration = Duration::from_millis(5); Span(TICK, Duration::from_secs(1)),
+        /// Messages with changes that a node may have under way: 4, up to 64.
+        window: u32 = 4; Count(1, 64),
+        /// How long another node may take with a push, `ack_timeout` left out: 2 s, up to a minute. After it the outcome
+        /// is unknown.
+        forward_timeout: Duration = Duration::from_secs(2); Span(TICK, MINUTE),
+        /// How long another node may take with a broadcast, a disconnect or a page of sessions: 30 s, up to an hour. After
+        /// it its part is missing.
+        broadcast_timeout: Duration = Duration::from_secs(30); Span(TICK, HOUR),
+    }
+}
+
+section! {
     /// The end.
     DrainConfig in drain {
         /// How long a stop may take: 20 s, below the 30 s after which orchestrators kill; up to a day.
@@ -307,87 +360,6 @@ section! {
         /// Devices told to go in a second: 1,000, more where `timeout` less 2 s wouldn't do; up to a million.
         rate: u32 = 1_000; Count(1, 1_000_000),
     }
-}
-
-/// How important a line of the log is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogLevel {
-    /// The server can't do what it should.
-    Error,
-    /// Somebody should look at it.
-    Warn,
-    /// Its life.
-    Info,
-    /// One connection's life.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl LogLevel {
-    const WORDS: &'static [(&'static str, Self)] = &[
-        ("error", Self::Error),
-        ("warn", Self::Warn),
-        ("info", Self::Info),
-        ("debug", Self::Debug),
-        ("trace", Self::Trace),
-    ];
-}
-
-impl From<LogLevel> for LevelFilter {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::Error => Self::ERROR,
-            LogLevel::Warn => Self::WARN,
-            LogLevel::Info => Self::INFO,
-            LogLevel::Debug => Self::DEBUG,
-            LogLevel::Trace => Self::TRACE,
-        }
-    }
-}
-
-/// What the log is written as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One object a line.
-    Json,
-}
-
-impl LogFormat {
-    const WORDS: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
-}
-
-/// How it is found out who a device is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AuthMode {
-    /// By a signed token that it shows.
-    Token,
-    /// A backend is asked over gRPC.
-    Grpc,
-    /// A backend is asked over HTTP.
-    Http,
-    /// By its word.
-    Trust,
-}
-
-impl AuthMode {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("token", Self::Token), ("grpc", Self::Grpc), ("http", Self::Http), ("trust", Self::Trust)];
-}
-
-/// Whether connections begin with a balancer's PROXY header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProxyProtocol {
-    /// No.
-    Off,
-    /// Yes, of version 2.
-    V2,
-}
-
-impl ProxyProtocol {
-    const WORDS: &'static [(&'static str, Self)] = &[("off", Self::Off), ("v2", Self::V2)];
 }
 
 fn loopback(port: u16) -> ListenAddress {

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The scope that each call needs. A call that isn't here doesn't exist: tonic says so to everybody who is known.
-const SCOPES: [(&str, Scopes); 10] = [
+const SCOPES: [(&str, Scopes); 11] = [
     ("Push", Scopes::PUSH),
     ("PushStream", Scopes::PUSH),
     ("PushMany", Scopes::PUSH),
@@ -38,6 +38,7 @@ const SCOPES: [(&str, Scopes); 10] = [
     ("GetInfo", Scopes::NONE),
     ("Disconnect", Scopes::ADMIN),
     ("ListSessions", Scopes::ADMIN),
+    ("ListNodes", Scopes::ADMIN),
 ];
 
 /// The calls that tell the log who made them.

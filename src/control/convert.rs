@@ -7,6 +7,7 @@ use prost_types::Timestamp;
 use tonic::Status;
 
 use crate::{
+    cluster::{NodeState, NodeStatus},
     model::{
         Millis, OfflineReason, PresenceEvent, Push, PushOutcome, PushStatus, Session, Transport, Uid, is_reserved,
     },
@@ -191,6 +192,23 @@ pub(super) fn session(session: Session) -> proto::Session {
         pushes_sent: session.pushes_sent,
         pushes_dropped: session.pushes_dropped,
         dialect: session.dialect.into(),
+    }
+}
+
+pub(super) fn node(node: NodeStatus) -> proto::Node {
+    let state = match node.state {
+        NodeState::Joining => proto::NodeState::Joining,
+        NodeState::Ready => proto::NodeState::Ready,
+        NodeState::Draining => proto::NodeState::Draining,
+    };
+    proto::Node {
+        name: node.name.as_str().to_owned(),
+        address: node.address,
+        version: node.version,
+        connections: node.connections.into(),
+        state: state.into(),
+        since: Some(timestamp(node.since)),
+        lag_ms: u32::try_from(node.lag.as_millis()).unwrap_or(u32::MAX),
     }
 }
 

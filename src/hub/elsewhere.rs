@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Ack, Hub, Pushed};
 use crate::{
-    cluster::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation},
+    cluster::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation, NodeStatus},
     model::{EndReason, NodeName, Push, PushOutcome, PushStatus, Session, Transport, Uid},
 };
 
@@ -114,7 +114,7 @@ impl Hub {
         let (hub, first) = (self.clone(), self.0.cluster.forward(node, push.clone()));
         async move {
             let mut answer = first.await;
-            if answer == Forwarded::NotHere {
+            if matches!(answer, Forwarded::NotHere) {
                 answer = match hub.others_with(push.uid.as_str()).first() {
                     Some(node) => hub.0.cluster.forward(*node, push).await,
                     None => Forwarded::NotHere,
@@ -124,7 +124,7 @@ impl Hub {
                 Forwarded::Outcome(outcome) => outcome,
                 Forwarded::NotHere => PushOutcome::unsent(PushStatus::Offline),
                 Forwarded::Unreachable => PushOutcome::unsent(PushStatus::Unreachable),
-                Forwarded::Unknown => PushOutcome::unsent(PushStatus::Unknown),
+                Forwarded::Unknown | Forwarded::Waits(_) => PushOutcome::unsent(PushStatus::Unknown),
             }
         }
     }
@@ -159,6 +159,15 @@ impl Hub {
     /// Where a device should connect now by this transport, and which node that is.
     pub(crate) fn choose_host(&self, transport: Transport) -> Option<(String, NodeName)> {
         self.0.cluster.choose_host(transport)
+    }
+
+    /// All nodes that are live, in the order of their names; of this one how many connections it holds now.
+    pub(crate) fn nodes(&self) -> Vec<NodeStatus> {
+        let mut nodes = self.0.cluster.nodes();
+        for node in nodes.iter_mut().filter(|node| node.own) {
+            node.connections = u32::try_from(self.connections()).unwrap_or(u32::MAX);
+        }
+        nodes
     }
 
     /// Does what other nodes ask, and what the presence log decides, until the node leaves.
@@ -220,8 +229,10 @@ impl Hub {
                 });
             }
             Pushed::Waiting(waiting) => {
+                let (later, outcome) = tokio::sync::oneshot::channel();
+                let _ = answer.send(Forwarded::Waits(outcome));
                 tokio::spawn(async move {
-                    let _ = answer.send(Forwarded::Outcome(waiting.await));
+                    let _ = later.send(waiting.await);
                 });
             }
             Pushed::Elsewhere(_) => unreachable!("this node was asked for its own connections"),

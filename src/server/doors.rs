@@ -1,6 +1,6 @@
 //! Who gets in: the files of certificates and secrets that a configuration names, read, and watched from then on.
 
-use super::StartError;
+use super::{StartError, engine::EngineFiles};
 use crate::{
     config::{Config, ControlSecret, Secret},
     control::{Door, Secrets},
@@ -20,6 +20,7 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn read(config: &Config) -> Result<Self, StartError> {
         let mut watch = FileWatch::default();
+        EngineFiles::read(&config.cluster)?;
         let tls = ListenersTls::load(config, &mut watch)?;
         let configured = &config.control.secrets;
         let secrets = (!configured.is_empty()).then(|| load(configured, &mut watch)).transpose()?;

@@ -1,4 +1,4 @@
-//! `plex kick`, `sessions`, `broadcast`, and what is made for shells and readers.
+//! `plex kick`, `sessions`, `nodes`, `broadcast`, and what is made for shells and readers.
 
 use std::fs;
 
@@ -37,6 +37,17 @@ async fn sessions_lists_one_line_a_connection_for_cut_and_awk() {
     assert_eq!(one.lines().len(), 1);
     let nobody = ground.run(&["sessions", "nobody"]).await;
     assert_eq!((nobody.code, &*nobody.stdout, &*nobody.stderr), (1, "", ""));
+}
+
+#[tokio::test]
+async fn nodes_lists_one_line_a_node_for_cut_and_awk() {
+    let ground = Ground::new().await;
+    let _alice = ground.server.login("alice").await;
+    let listed = ground.run(&["nodes"]).await;
+    let words: Vec<Vec<_>> = listed.lines().iter().map(|line| line.split(' ').collect()).collect();
+    let address = ground.server.device().to_string();
+    assert_eq!((words.len(), &words[0][..4]), (1, &["node-1", "ready", &address, "1"][..]));
+    assert_eq!(words[0][5..], ["0", env!("CARGO_PKG_VERSION")]);
 }
 
 #[tokio::test]

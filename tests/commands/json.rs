@@ -49,6 +49,7 @@ async fn the_json_of_every_command_stays_as_it_is() {
     {"connections":0,"node":"","online":false,"uid":"bob"}
     "#);
     insta::assert_snapshot!(run(&["sessions", "alice"]).await, @r#"{"connectedAt":"TIME","dialect":2,"epoch":"N","lastSeen":"TIME","node":"node-1","pushesDropped":"0","pushesSent":"2","queuedBytes":"0","remoteAddress":"ADDRESS","uid":"alice"}"#);
+    insta::assert_snapshot!(run(&["nodes"]).await, @r#"{"address":"ADDRESS","connections":"1","lag_ms":0,"name":"node-1","since":"TIME","state":"ready","version":"VERSION"}"#);
     insta::assert_snapshot!(run(&["host"]).await, @r#"{"host":"ADDRESS","node":"node-1"}"#);
     insta::assert_snapshot!(run(&["info"]).await, @r#"{"connections":"1","features":[],"frameBytesMax":65536,"knownSince":"TIME","node":"node-1","uids":"1","version":"VERSION"}"#);
 

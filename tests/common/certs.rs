@@ -55,7 +55,12 @@ impl Authority {
 
     /// A server's, for loopback.
     pub fn server(&self, file: &str) -> Pair {
-        let params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+        self.server_at(file, &["localhost", "127.0.0.1"])
+    }
+
+    /// A server's, for these names and IP addresses.
+    pub fn server_at(&self, file: &str, names: &[&str]) -> Pair {
+        let params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
         self.sign(file, params, ExtendedKeyUsagePurpose::ServerAuth, Time::Good)
     }
 

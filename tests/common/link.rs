@@ -1,22 +1,32 @@
-//! A connection that can be cut: what stands between two who speak TCP.
+//! A connection that can be cut or frozen: what stands between two who speak TCP.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::{AbortHandle, JoinSet},
 };
 
-/// Passes bytes on, until it is cut. Ended when it is dropped.
+/// Passes bytes on, until it is cut or frozen. Ended when it is dropped.
 pub struct Link {
     pub address: SocketAddr,
-    whole: watch::Sender<bool>,
+    state: watch::Sender<State>,
     target: watch::Sender<SocketAddr>,
     /// How many connections were accepted, those included that were closed at once.
     accepted: watch::Receiver<usize>,
     task: AbortHandle,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Whole,
+    Frozen,
+    Cut,
 }
 
 impl Link {
@@ -24,7 +34,7 @@ impl Link {
     pub async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (whole, mut is_whole) = watch::channel(true);
+        let (state, mut is) = watch::channel(State::Whole);
         let (count, accepted) = watch::channel(0);
         let (target, leads_to) = watch::channel(target);
         let task = tokio::spawn(async move {
@@ -32,39 +42,41 @@ impl Link {
             loop {
                 tokio::select! {
                     biased;
-                    changed = is_whole.changed() => match changed {
+                    changed = is.changed() => match changed {
                         // Dropping both ends is what a cut looks like from either.
-                        Ok(()) if !*is_whole.borrow_and_update() => connections.shutdown().await,
+                        Ok(()) if *is.borrow_and_update() == State::Cut => connections.shutdown().await,
                         Ok(()) => {}
                         Err(_) => return,
                     },
                     stream = listener.accept() => {
-                        let (mut near, _) = stream.unwrap();
+                        let (near, _) = stream.unwrap();
                         count.send_modify(|count| *count += 1);
                         let target = *leads_to.borrow();
-                        if *is_whole.borrow() {
-                            connections.spawn(async move {
-                                if let Ok(mut far) = TcpStream::connect(target).await {
-                                    let _ = copy_bidirectional(&mut near, &mut far).await;
-                                }
-                            });
+                        if *is.borrow() != State::Cut {
+                            connections.spawn(pass(near, target, is.clone()));
                         }
                     }
                     Some(_) = connections.join_next() => {}
                 }
             }
         });
-        Self { address, whole, target, accepted, task: task.abort_handle() }
+        Self { address, state, target, accepted, task: task.abort_handle() }
     }
 
     /// Breaks all connections, and closes each new one at once.
     pub fn cut(&self) {
-        self.whole.send_replace(false);
+        self.state.send_replace(State::Cut);
     }
 
-    /// Lets new connections through.
+    /// A black hole: connections stay, new ones are accepted, and no byte passes in either direction. What was sent
+    /// meanwhile arrives when it is mended, as after a network's outage.
+    pub fn freeze(&self) {
+        self.state.send_replace(State::Frozen);
+    }
+
+    /// Lets bytes and new connections through again.
     pub fn mend(&self) {
-        self.whole.send_replace(true);
+        self.state.send_replace(State::Whole);
     }
 
     /// Leads new connections elsewhere.
@@ -83,4 +95,42 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// One connection, to the end of both its directions, or the failure of either.
+async fn pass(near: TcpStream, target: SocketAddr, mut is: watch::Receiver<State>) -> io::Result<()> {
+    thawed(&mut is).await?;
+    let far = TcpStream::connect(target).await?;
+    for stream in [&near, &far] {
+        stream.set_nodelay(true)?;
+    }
+    let ((near_reads, near_writes), (far_reads, far_writes)) = (near.into_split(), far.into_split());
+    tokio::try_join!(pump(near_reads, far_writes, is.clone()), pump(far_reads, near_writes, is))?;
+    Ok(())
+}
+
+/// One direction. What was read before a freeze and not yet written waits, too.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut is: watch::Receiver<State>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        thawed(&mut is).await?;
+        let count = tokio::select! {
+            biased;
+            _ = is.changed() => continue,
+            read = from.read(&mut buffer) => read?,
+        };
+        thawed(&mut is).await?;
+        match count {
+            0 => return to.shutdown().await,
+            count => to.write_all(&buffer[..count]).await?,
+        }
+    }
+}
+
+async fn thawed(is: &mut watch::Receiver<State>) -> io::Result<()> {
+    is.wait_for(|state| *state != State::Frozen).await.map(drop).map_err(|_| io::ErrorKind::ConnectionAborted.into())
 }

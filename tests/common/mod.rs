@@ -8,6 +8,7 @@ pub mod authenticator;
 pub mod certs;
 pub mod known;
 pub mod link;
+pub mod nats;
 pub mod process;
 pub mod pushing;
 pub mod script;

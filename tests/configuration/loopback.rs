@@ -194,6 +194,44 @@ const MATRIX: &[(&str, Outcome)] = &[
         "auth.mode=token auth.audience=a auth.jwks_url=http://auth.example.com/jwks",
         Refused("auth.jwks_url = ", "auth.insecure = true"),
     ),
+    // The servers of a cluster: whoever can publish there can push to every device.
+    ("cluster.urls=nats://127.0.0.1:7,nats://localhost:8 control.secrets=s auth.insecure=true", Starts(&[TRUSTED])),
+    ("cluster.urls=nats://127.0.0.1:7 auth.insecure=true", Refused("control.secrets: must be set", "cluster.urls")),
+    ("cluster.urls=nats://127.0.0.1:7 control.secrets=s", Refused("auth.mode: must be set", "cluster.urls")),
+    ("cluster.urls=nats://127.0.0.1:7 control.secrets=s auth.mode=trust", Refused(TRUSTED, "auth.insecure = true")),
+    ("cluster.urls=nats://127.0.0.1:7 control.secrets=s device.listen=", Starts(&[])),
+    (
+        "cluster.urls=nats://127.0.0.1:7,nats://n2.example:7 control.secrets=s auth.mode=token auth.keys=HMAC",
+        Refused("cluster.urls = [\"nats://n2.example:7\"]: leaves loopback", "without TLS: it needs \"tls://\""),
+    ),
+    (
+        "cluster.urls=tls://n1.example:7 control.secrets=s auth.mode=token auth.keys=HMAC",
+        Refused("cluster.urls = [\"tls://n1.example:7\"]: leaves loopback", "cluster.credentials"),
+    ),
+    (
+        "cluster.urls=nats://n1.example:7 cluster.user=u cluster.password_file=HMAC control.secrets=s auth.insecure=true",
+        Refused("cluster.urls = [\"nats://n1.example:7\"]: leaves loopback", "cluster.insecure = true"),
+    ),
+    (
+        "cluster.urls=tls://n1.example cluster.user=u cluster.password_file=HMAC control.secrets=s auth.insecure=true",
+        Starts(&[TRUSTED]),
+    ),
+    (
+        "cluster.urls=nats://n1.example cluster.tls_ca=CA cluster.tls_cert=CERT cluster.tls_key=KEY control.secrets=s \
+         device.listen=",
+        Starts(&[]),
+    ),
+    (
+        "cluster.urls=nats://n1.example:7 cluster.insecure=true control.secrets=s device.listen=",
+        Starts(&["cluster.insecure = true: cluster.urls = [\"nats://n1.example:7\"] leaves loopback without TLS, "]),
+    ),
+    (
+        "cluster.urls=tls://n1.example:7 cluster.insecure=true control.secrets=s device.listen=",
+        Starts(&[
+            "cluster.insecure = true: cluster.urls = [\"tls://n1.example:7\"] leaves loopback without credentials, ",
+        ]),
+    ),
+    ("cluster.insecure=true cluster.replicas=3 cluster.storage=memory", Starts(&[TRUSTED])),
     ("auth.mode=token auth.jwks_url=https://auth.example.com/jwks", Refused("auth.audience: must be set", "\"*\"")),
 ];
 

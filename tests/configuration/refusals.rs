@@ -70,13 +70,39 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("presence.settle=15", "presence.settle = \"15\": ", "a duration with its unit"),
     ("drain.timeout=0", "drain.timeout = \"0\": ", "a duration with its unit"),
     ("drain.rate=0", "drain.rate = \"0\": ", "a whole number from 1 to"),
+    ("cluster.name=Plex", "cluster.name = \"Plex\": ", "1 to 32 of a-z 0-9 -"),
+    ("cluster.name=", "cluster.name = \"\": ", "1 to 32 of a-z 0-9 -"),
+    (
+        "cluster.urls=127.0.0.1:4222",
+        "cluster.urls = \"127.0.0.1:4222\": ",
+        "\"nats://HOST:PORT\" or \"tls://HOST:PORT\"",
+    ),
+    ("cluster.urls=nats://a,", "cluster.urls = \"nats://a,\": ", "a list of up to 100"),
+    ("cluster.urls=nats://0.0.0.0:4222", "cluster.urls = \"nats://0.0.0.0:4222\": ", "nats://HOST:PORT"),
+    ("cluster.user=plex", "cluster.password_file: must be set", "cluster.user = \"plex\""),
+    ("cluster.password_file=a", "cluster.user: must be set", "cluster.password_file = \"a\""),
+    ("cluster.tls_cert=a.pem", "cluster.tls_key: must be set", "cluster.tls_cert = \"a.pem\""),
+    ("cluster.tls_key=a.pem", "cluster.tls_cert: must be set", "cluster.tls_key = \"a.pem\""),
+    ("cluster.insecure=yes", "cluster.insecure = \"yes\": ", "true or false"),
+    ("cluster.replicas=0", "cluster.replicas = \"0\": ", "a whole number from 1 to 5"),
+    ("cluster.replicas=6", "cluster.replicas = \"6\": ", "a whole number from 1 to 5"),
+    ("cluster.storage=disk", "cluster.storage = \"disk\": ", "\"file\", \"memory\""),
+    ("cluster.log_bytes=1000KiB", "cluster.log_bytes = \"1000KiB\": ", "from 1MiB to 2GiB"),
+    ("cluster.heartbeat=49ms", "cluster.heartbeat = \"49ms\": ", "from 50ms to 1m"),
+    ("cluster.heartbeat=0", "cluster.heartbeat = \"0\": ", "from 50ms to 1m"),
+    ("cluster.dead_after=1", "cluster.dead_after = \"1\": ", "a whole number from 2 to 1000"),
+    ("cluster.gather=0", "cluster.gather = \"0\": ", "from 1ms to 1s"),
+    ("cluster.gather=500ms", "cluster.gather = \"500ms\": ", "below cluster.heartbeat = \"500ms\""),
+    ("cluster.window=0", "cluster.window = \"0\": ", "a whole number from 1 to 64"),
+    ("cluster.forward_timeout=0", "cluster.forward_timeout = \"0\": ", "from 1ms to 1m"),
+    ("cluster.broadcast_timeout=61m", "cluster.broadcast_timeout = \"61m\": ", "from 1ms to 1h"),
     ("device.heartbeat=2m", "device.heartbeat = \"2m\": ", "below device.heartbeat_timeout"),
     ("device.heartbeat_timeout=1m", "device.heartbeat = \"1m\": ", "below device.heartbeat_timeout"),
 ];
 
-/// Keys of what isn't built yet, and some that never were.
+/// Keys that never were.
 const UNKNOWN: &[&str] =
-    &["cluster.nodes", "cluster.name", "device.haertbeat", "device", "devices.listen", "listen", "Device.listen"];
+    &["cluster.nodes", "cluster.url", "device.haertbeat", "device", "devices.listen", "listen", "Device.listen"];
 
 async fn served(home: &Home, set: &str) -> Finished {
     home.run(&["serve", "--set", set]).await

@@ -78,7 +78,7 @@ async fn a_name_joined_again_ends_the_earlier() {
     a.come("y", 2);
     assert_eq!(words(&mut watcher), "-x");
     assert_eq!(b.lookup("y"), None);
-    assert_eq!(b.nodes().len(), 2);
+    assert_eq!(b.node_names().len(), 2);
     again.come("x", 1);
     assert_eq!(words(&mut watcher), "+x");
 }
@@ -98,7 +98,7 @@ async fn who_leaves_takes_its_devices_offline_as_draining_and_claims_no_more() {
     drop(a.leave());
     assert!(a_inbox.recv().await.is_none());
     assert_eq!(b.uids(), 1);
-    assert_eq!(b.nodes(), [name("b")]);
+    assert_eq!(b.node_names(), [name("b")]);
     let reasons = std::iter::from_fn(|| told_now(&mut watcher)).flat_map(|update| update.events);
     let reasons = reasons.filter_map(|event| match event {
         PresenceEvent::Change(change) => change.offline,

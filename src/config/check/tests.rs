@@ -297,3 +297,14 @@ fn devices_are_sent_to_the_listener_where_nothing_is_advertised() {
     assert!(at("0.0.0.0:0", Some("0.0.0.0:4711")).is_empty());
     assert!(advertised(&changed(|config| config.device.listen = None), None).is_empty());
 }
+
+#[cfg(not(feature = "nats"))]
+#[test]
+fn a_build_without_nats_refuses_a_cluster_and_says_so() {
+    let error = refusal(|config| {
+        config.device.listen = None;
+        config.control.secrets = vec![Secret::new("s").unwrap().into()];
+        config.cluster.urls = vec!["nats://127.0.0.1:4222".parse().unwrap()];
+    });
+    assert!(error.starts_with("cluster.urls = [\"nats://127.0.0.1:4222\"]: this build has no nats"), "{error}");
+}

@@ -95,7 +95,7 @@ impl Kind for Secrets {
         )
     }
 
-    fn is_secret(&self) -> bool {
+    fn is_secret(&self, _given: Given<'_>) -> bool {
         true
     }
 }

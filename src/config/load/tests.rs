@@ -2,7 +2,7 @@ use std::{fs, time::Duration};
 
 use super::*;
 use crate::config::{
-    AuthMode, ControlSecret, LogFormat, LogLevel, NamedScopes, ProxyProtocol, Scopes, Secret, SecretSource,
+    AuthMode, ControlSecret, LogFormat, LogLevel, LogStorage, NamedScopes, ProxyProtocol, Scopes, Secret, SecretSource,
 };
 
 fn from(file: Option<&str>, environment: &[(&str, &str)], set: &[&str]) -> Result<Config, String> {
@@ -65,6 +65,13 @@ fn nothing_configured_is_what_the_documentation_says() {
     assert_eq!((config.presence.keepalive, config.presence.settle), (Duration::from_secs(15), Duration::ZERO));
     assert_eq!((config.drain.timeout, config.drain.rate), (Duration::from_secs(20), 1_000));
     assert_eq!((config.log.level, config.log.format), (LogLevel::Info, LogFormat::Text));
+    let cluster = config.cluster;
+    assert_eq!((&*cluster.name, cluster.urls.len(), cluster.insecure), ("plex", 0, false));
+    assert_eq!((cluster.replicas, cluster.storage, cluster.log_bytes), (1, LogStorage::File, 256 << 20));
+    assert_eq!((cluster.heartbeat, cluster.dead_after), (Duration::from_millis(500), 7));
+    assert_eq!((cluster.gather, cluster.window), (Duration::from_millis(5), 4));
+    assert_eq!(cluster.forward_timeout, Duration::from_secs(2));
+    assert_eq!(cluster.broadcast_timeout, Duration::from_secs(30));
 }
 
 #[test]
@@ -158,8 +165,8 @@ fn an_unknown_key_stops_the_start() {
 }
 
 #[test]
-fn keys_of_what_is_not_built_yet_are_unknown() {
-    for key in ["cluster.name", "cluster.nodes", "cluster.insecure", "cluster"] {
+fn keys_of_what_there_is_not_are_unknown() {
+    for key in ["cluster.url", "cluster.nodes", "node.address", "cluster"] {
         assert!(set(&format!("{key}=x")).unwrap_err().starts_with(&format!("{key}: unknown key; ")), "{key}");
     }
 }

@@ -1,0 +1,379 @@
+//! Questions to other nodes: each node has its queue, from which pushes go in batches, two under way at a time.
+
+use std::{
+    future::{Future, IntoFuture},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_nats::{Client, Message, StatusCode};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use hashbrown::HashMap;
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::timeout,
+};
+
+use super::{
+    Subjects,
+    questions::{self, AtOnce},
+};
+use crate::{
+    cluster::{
+        bus::{Forwarded, ForwardedPush, Inbound, PAGE_TIMEOUT, QUEUE_MAX},
+        fold::Incarnation,
+    },
+    model::{PushOutcome, Session, Uid},
+};
+
+/// The most bytes of pushes that wait for one node; over it, it takes no more.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// How many batches of pushes for one node are under way: more only makes each wait longer.
+const UNDER_WAY: usize = 2;
+/// The most pushes, and about the most bytes, of a batch.
+const BATCH_MAX: usize = 1_024;
+const BATCH_BYTES_MAX: usize = 256 << 10;
+
+/// The questions of this node. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Bus(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    subjects: Subjects,
+    runtime: Handle,
+    /// Where answers come: this, a dot, and the question's number.
+    inbox: String,
+    forward_timeout: Duration,
+    broadcast_timeout: Duration,
+    up: AtomicBool,
+    next: AtomicU64,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    destinations: HashMap<Incarnation, Destination>,
+    /// Who waits for an answer, and of which node.
+    asked: HashMap<u64, (Incarnation, oneshot::Sender<Message>)>,
+    /// Pushes that were sent, and wait for their device.
+    waiting: HashMap<u64, (Incarnation, oneshot::Sender<PushOutcome>)>,
+}
+
+#[derive(Clone)]
+struct Destination {
+    queue: mpsc::Sender<Item>,
+    bytes: Arc<AtomicUsize>,
+}
+
+struct Item {
+    id: u64,
+    push: ForwardedPush,
+    answer: oneshot::Sender<Forwarded>,
+    /// Where the device's answer comes, if one is waited for.
+    later: Option<oneshot::Receiver<PushOutcome>>,
+}
+
+/// What came of a question.
+enum Answered {
+    Message(Message),
+    /// Nobody is there to hear it.
+    NoResponders,
+    /// Nobody knows.
+    Nothing,
+}
+
+impl Bus {
+    pub(super) fn new(
+        client: Client,
+        subjects: Subjects,
+        runtime: Handle,
+        forward_timeout: Duration,
+        broadcast_timeout: Duration,
+    ) -> Self {
+        let inbox = client.new_inbox();
+        Self(Arc::new(Inner {
+            client,
+            subjects,
+            runtime,
+            inbox,
+            forward_timeout,
+            broadcast_timeout,
+            up: AtomicBool::new(false),
+            next: AtomicU64::new(1),
+            open: Mutex::default(),
+        }))
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.0.up.load(Relaxed)
+    }
+
+    pub(super) fn set_up(&self, up: bool) {
+        self.0.up.store(up, Relaxed);
+    }
+
+    /// These have ended: what they were asked stays unanswered.
+    pub(super) fn ended(&self, nodes: &[Incarnation]) {
+        let mut open = self.open();
+        open.destinations.retain(|node, _| !nodes.contains(node));
+        open.asked.retain(|_, (node, _)| !nodes.contains(node));
+        open.waiting.retain(|_, (node, _)| !nodes.contains(node));
+    }
+
+    /// Puts a question into a node's queue; false where it isn't taken.
+    pub(super) fn send(&self, to: Incarnation, question: Inbound) -> bool {
+        if !self.is_up() {
+            return false;
+        }
+        match question {
+            Inbound::Push { push, answer } => self.queue(to, push, answer),
+            Inbound::Close { .. } => false,
+            Inbound::Holds { uids, answer } => {
+                let asked = self.ask(to, questions::holds(&uids), self.0.forward_timeout);
+                self.answer(asked, answer, |bytes| questions::read_held(bytes).ok());
+                true
+            }
+            Inbound::Broadcast { uri, body, answer } => {
+                let asked = self.ask(to, questions::broadcast(&uri, &body), self.0.broadcast_timeout);
+                self.answer(asked, answer, |bytes| questions::read_tally(bytes).ok());
+                true
+            }
+            Inbound::Disconnect { uid, reason, answer } => {
+                let asked = self.ask(to, questions::disconnect(&uid, &reason), self.0.broadcast_timeout);
+                self.answer(asked, answer, |bytes| questions::read_count(bytes).ok());
+                true
+            }
+            Inbound::Sessions { uid, answer } => {
+                self.0.runtime.spawn(self.clone().list(to, uid, answer));
+                true
+            }
+        }
+    }
+
+    fn answer<T: Send + 'static>(
+        &self,
+        asked: Ask,
+        answer: oneshot::Sender<T>,
+        read: fn(&[u8]) -> Option<T>,
+    ) {
+        self.0.runtime.spawn(async move {
+            if let Answered::Message(message) = asked.await
+                && let Some(read) = read(&message.payload)
+            {
+                _ = answer.send(read);
+            }
+        });
+    }
+
+    /// Asks page after page, as they are taken.
+    async fn list(self, to: Incarnation, uid: Option<Uid>, pages: mpsc::Sender<Vec<Session>>) {
+        let listing = rand::random();
+        let mut question = questions::sessions(listing, uid.as_ref());
+        loop {
+            let Answered::Message(message) = self.ask(to, question, PAGE_TIMEOUT).await else { return };
+            let Ok((page, more)) = questions::read_page(&message.payload) else { return };
+            if pages.send(page).await.is_err() || !more {
+                return;
+            }
+            question = questions::more(listing);
+        }
+    }
+
+    fn queue(&self, to: Incarnation, push: ForwardedPush, answer: oneshot::Sender<Forwarded>) -> bool {
+        let size = questions::bytes_of(&push);
+        let destination = {
+            let mut open = self.open();
+            open.destinations.entry(to).or_insert_with(|| self.destination(to)).clone()
+        };
+        if destination.bytes.fetch_add(size, Relaxed) + size > QUEUE_BYTES_MAX && size <= QUEUE_BYTES_MAX {
+            destination.bytes.fetch_sub(size, Relaxed);
+            return false;
+        }
+        let id = self.0.next.fetch_add(1, Relaxed);
+        let taken = destination.queue.try_send(Item { id, push, answer, later: None }).is_ok();
+        if !taken {
+            destination.bytes.fetch_sub(size, Relaxed);
+        }
+        taken
+    }
+
+    fn destination(&self, to: Incarnation) -> Destination {
+        let (queue, items) = mpsc::channel(QUEUE_MAX);
+        let bytes = Arc::new(AtomicUsize::new(0));
+        self.0.runtime.spawn(self.clone().forward(to, items, bytes.clone()));
+        Destination { queue, bytes }
+    }
+
+    /// Sends what waits for a node, in order, until it has ended.
+    async fn forward(self, to: Incarnation, mut items: mpsc::Receiver<Item>, bytes: Arc<AtomicUsize>) {
+        let under_way = Arc::new(Semaphore::new(UNDER_WAY));
+        while let Some(first) = items.recv().await {
+            let permit = under_way.clone().acquire_owned().await.expect("it is never closed");
+            let mut size = questions::bytes_of(&first.push);
+            let mut batch = vec![first];
+            while batch.len() < BATCH_MAX && size < BATCH_BYTES_MAX {
+                let Ok(item) = items.try_recv() else { break };
+                size += questions::bytes_of(&item.push);
+                batch.push(item);
+            }
+            bytes.fetch_sub(size, Relaxed);
+            // Nothing is handed to a client that would send it late.
+            if !self.is_up() || size > self.0.client.max_payload() {
+                batch.into_iter().for_each(|item| _ = item.answer.send(Forwarded::Unreachable));
+                continue;
+            }
+            // Before it is handed over: the device may be faster than the task that takes the answer.
+            for item in batch.iter_mut().filter(|item| item.push.ack_timeout.is_some()) {
+                let (later, outcome) = oneshot::channel();
+                self.open().waiting.insert(item.id, (to, later));
+                item.later = Some(outcome);
+            }
+            let pushes = questions::pushes(batch.iter().map(|item| (item.id, &item.push)));
+            // Handed over here, so that the batches keep their order.
+            let asked = self.ask(to, pushes, self.0.forward_timeout).hand_over().await;
+            self.0.runtime.spawn(self.clone().take_answers(to, batch, asked, permit));
+        }
+    }
+
+    async fn take_answers(self, to: Incarnation, batch: Vec<Item>, asked: Asked, permit: OwnedSemaphorePermit) {
+        let answered = asked.await_answer().await;
+        drop(permit);
+        match answered {
+            Answered::Message(message) => {
+                let outcomes = questions::read_outcomes(&message.payload).unwrap_or_default();
+                for (item, outcome) in batch.into_iter().zip(outcomes) {
+                    let wait = item.push.ack_timeout.unwrap_or_default() + self.0.forward_timeout;
+                    let forwarded = match (outcome, item.later) {
+                        (AtOnce::Outcome(outcome), _) => Forwarded::Outcome(outcome),
+                        (AtOnce::NotHere, _) => Forwarded::NotHere,
+                        (AtOnce::Waits, None) => Forwarded::Unknown,
+                        (AtOnce::Waits, Some(outcome)) => {
+                            self.forget_in(wait, item.id);
+                            _ = item.answer.send(Forwarded::Waits(outcome));
+                            continue;
+                        }
+                    };
+                    self.open().waiting.remove(&item.id);
+                    _ = item.answer.send(forwarded);
+                }
+            }
+            // Dropped: nobody knows.
+            Answered::Nothing => batch.iter().for_each(|item| _ = self.open().waiting.remove(&item.id)),
+            Answered::NoResponders => {
+                for item in batch {
+                    self.open().waiting.remove(&item.id);
+                    _ = item.answer.send(Forwarded::Unreachable);
+                }
+            }
+        }
+    }
+
+    fn forget_in(&self, wait: Duration, id: u64) {
+        let bus = self.clone();
+        self.0.runtime.spawn(async move {
+            tokio::time::sleep(wait).await;
+            bus.open().waiting.remove(&id);
+        });
+    }
+
+    fn ask(&self, to: Incarnation, question: Vec<u8>, wait: Duration) -> Ask {
+        let number = self.0.next.fetch_add(1, Relaxed);
+        let (sender, answer) = oneshot::channel();
+        self.open().asked.insert(number, (to, sender));
+        Ask { subject: self.0.subjects.to(to), question, asked: Asked { bus: self.clone(), number, answer, wait } }
+    }
+
+    /// Takes the answers as they come, for as long as there is a client.
+    pub(super) async fn take_messages(self) {
+        loop {
+            if let Ok(mut messages) = self.0.client.subscribe(format!("{}.*", self.0.inbox)).await {
+                while let Some(message) = messages.next().await {
+                    self.take(message);
+                }
+            }
+            // Only where the client has ended.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    fn take(&self, message: Message) {
+        let number = message.subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
+        match number {
+            // What comes without having been asked for: how pushes ended that waited.
+            Some(0) => {
+                if let Ok((id, outcome)) = questions::read_later(&message.payload)
+                    && let Some((_, later)) = self.open().waiting.remove(&id)
+                {
+                    _ = later.send(outcome);
+                }
+            }
+            Some(number) => {
+                let asked = self.open().asked.remove(&number);
+                if let Some((_, asked)) = asked {
+                    _ = asked.send(message);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.0.open.lock().expect("nobody panics while holding the questions")
+    }
+}
+
+/// A question that wasn't handed over yet.
+struct Ask {
+    subject: String,
+    question: Vec<u8>,
+    asked: Asked,
+}
+
+/// A question that was.
+struct Asked {
+    bus: Bus,
+    number: u64,
+    answer: oneshot::Receiver<Message>,
+    wait: Duration,
+}
+
+impl Ask {
+    async fn hand_over(self) -> Asked {
+        let Self { subject, question, asked } = self;
+        let reply = format!("{}.{}", asked.bus.0.inbox, asked.number);
+        // Where that fails the client has ended, and no answer comes.
+        _ = asked.bus.0.client.publish_with_reply(subject, reply, Bytes::from(question)).await;
+        asked
+    }
+}
+
+impl IntoFuture for Ask {
+    type Output = Answered;
+    type IntoFuture = std::pin::Pin<Box<dyn Future<Output = Answered> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.hand_over().await.await_answer().await })
+    }
+}
+
+impl Asked {
+    async fn await_answer(mut self) -> Answered {
+        match timeout(self.wait, &mut self.answer).await {
+            Ok(Ok(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => Answered::NoResponders,
+            Ok(Ok(message)) => Answered::Message(message),
+            _ => Answered::Nothing,
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.bus.open().asked.remove(&self.number);
+    }
+}

@@ -1,0 +1,356 @@
+//! What nodes ask each other, in bytes. Little-endian, as the log's messages.
+//!
+//! ```text
+//! question  version u8 = 1, kind u8, …
+//!   1 pushes      per push: id u64, ack_timeout u32 (ms, 0: none), uid u8+text, uri u16+text, body u32+text
+//!   2 holds       uid u8+text, …
+//!   3 broadcast   uri u16+text, body u32+text
+//!   4 disconnect  uid u8+text, reason u16+text
+//!   5 sessions    listing u64, uid u8+text (empty: all)
+//!   6 more        listing u64
+//! answer    version u8 = 1, then
+//!   1 pushes      per push: outcome
+//!   2 holds       per uid: 0 or 1
+//!   3 broadcast   sent u64, queue_full u64
+//!   4 disconnect  connections u32
+//!   5, 6          1 if there is more, else 0; sessions
+//! outcome   status u8 (101: not here, 102: it waits for the device), seq u64, connections u32, reply u32+text
+//! later     version u8 = 1, id u64, outcome: what became of a push that waited
+//! session   uid u8+text, number u32, epoch u64, node u8+text, remote u8+text, connected_at u64, last_seen u64,
+//!           queued u64, sent u64, dropped u64, dialect u8
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    cluster::{
+        bus::{BroadcastTally, ForwardedPush},
+        wire::{Reader, Unreadable, Write},
+    },
+    model::{ConnectionNumber, Millis, NodeName, PushOutcome, PushStatus, Session, Uid},
+};
+
+const VERSION: u8 = 1;
+
+/// A question that came.
+#[derive(Debug, Clone)]
+pub(super) enum Question {
+    Pushes(Vec<(u64, ForwardedPush)>),
+    Holds(Vec<Uid>),
+    Broadcast { uri: Arc<str>, body: Arc<str> },
+    Disconnect { uid: Uid, reason: Arc<str> },
+    Sessions { listing: u64, uid: Option<Uid> },
+    More { listing: u64 },
+}
+
+/// What a node says of a push at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum AtOnce {
+    Outcome(PushOutcome),
+    NotHere,
+    /// The outcome comes later.
+    Waits,
+}
+
+const NOT_HERE: u8 = 101;
+const WAITS: u8 = 102;
+
+const STATUSES: [(PushStatus, u8); 9] = [
+    (PushStatus::Sent, 1),
+    (PushStatus::Offline, 2),
+    (PushStatus::QueueFull, 3),
+    (PushStatus::Acked, 4),
+    (PushStatus::Nacked, 5),
+    (PushStatus::AckTimeout, 6),
+    (PushStatus::ConnectionLost, 7),
+    (PushStatus::Unreachable, 9),
+    (PushStatus::Unknown, 10),
+];
+
+fn long(out: &mut Vec<u8>, text: &str) {
+    out.u32(text.len() as u32);
+    out.extend(text.as_bytes());
+}
+
+fn middle(out: &mut Vec<u8>, text: &str) {
+    let text = &text[..text.floor_char_boundary(u16::MAX.into())];
+    out.u16(text.len() as u16);
+    out.extend(text.as_bytes());
+}
+
+fn read_long(reader: &mut Reader<'_>) -> Result<Arc<str>, Unreadable> {
+    let length = reader.u32()?;
+    Ok(reader.text(length as usize)?.into())
+}
+
+fn read_middle(reader: &mut Reader<'_>) -> Result<Arc<str>, Unreadable> {
+    let length = reader.u16()?;
+    Ok(reader.text(length.into())?.into())
+}
+
+/// How many bytes a push takes in a question, about.
+pub(super) fn bytes_of(push: &ForwardedPush) -> usize {
+    32 + push.uid.as_str().len() + push.uri.len() + push.body.len()
+}
+
+pub(super) fn pushes<'a>(items: impl Iterator<Item = (u64, &'a ForwardedPush)>) -> Vec<u8> {
+    let mut out = vec![VERSION, 1];
+    for (id, push) in items {
+        out.u64(id);
+        let ack = push.ack_timeout.map_or(0, |ack| u32::try_from(ack.as_millis()).unwrap_or(u32::MAX).max(1));
+        out.u32(ack);
+        out.short(push.uid.as_str());
+        middle(&mut out, &push.uri);
+        long(&mut out, &push.body);
+    }
+    out
+}
+
+pub(super) fn holds(uids: &[Uid]) -> Vec<u8> {
+    let mut out = vec![VERSION, 2];
+    uids.iter().for_each(|uid| out.short(uid.as_str()));
+    out
+}
+
+pub(super) fn broadcast(uri: &str, body: &str) -> Vec<u8> {
+    let mut out = vec![VERSION, 3];
+    middle(&mut out, uri);
+    long(&mut out, body);
+    out
+}
+
+pub(super) fn disconnect(uid: &Uid, reason: &str) -> Vec<u8> {
+    let mut out = vec![VERSION, 4];
+    out.short(uid.as_str());
+    middle(&mut out, reason);
+    out
+}
+
+pub(super) fn sessions(listing: u64, uid: Option<&Uid>) -> Vec<u8> {
+    let mut out = vec![VERSION, 5];
+    out.u64(listing);
+    out.short(uid.map_or("", Uid::as_str));
+    out
+}
+
+pub(super) fn more(listing: u64) -> Vec<u8> {
+    let mut out = vec![VERSION, 6];
+    out.u64(listing);
+    out
+}
+
+pub(super) fn read_question(bytes: &[u8]) -> Result<Question, Unreadable> {
+    let mut reader = versioned(bytes)?;
+    let reader = &mut reader;
+    Ok(match reader.u8()? {
+        1 => {
+            let mut pushes = Vec::new();
+            while !reader.is_empty() {
+                let (id, ack) = (reader.u64()?, reader.u32()?);
+                let ack_timeout = (ack != 0).then(|| Duration::from_millis(ack.into()));
+                let uid = reader.uid()?;
+                let (uri, body) = (read_middle(reader)?, read_long(reader)?);
+                pushes.push((id, ForwardedPush { uid, uri, body, ack_timeout }));
+            }
+            Question::Pushes(pushes)
+        }
+        2 => {
+            let mut uids = Vec::new();
+            while !reader.is_empty() {
+                uids.push(reader.uid()?);
+            }
+            Question::Holds(uids)
+        }
+        3 => Question::Broadcast { uri: read_middle(reader)?, body: read_long(reader)? },
+        4 => Question::Disconnect { uid: reader.uid()?, reason: read_middle(reader)? },
+        5 => {
+            let listing = reader.u64()?;
+            let uid = reader.short()?;
+            let uid = if uid.is_empty() { None } else { Some(Uid::new(uid).map_err(|_| Unreadable)?) };
+            Question::Sessions { listing, uid }
+        }
+        6 => Question::More { listing: reader.u64()? },
+        _ => return Err(Unreadable),
+    })
+}
+
+fn versioned(bytes: &[u8]) -> Result<Reader<'_>, Unreadable> {
+    let mut reader = Reader(bytes);
+    if reader.u8()? == VERSION { Ok(reader) } else { Err(Unreadable) }
+}
+
+fn write_outcome(out: &mut Vec<u8>, outcome: &AtOnce) {
+    match outcome {
+        AtOnce::Outcome(outcome) => {
+            let code = STATUSES.iter().find(|(status, _)| *status == outcome.status).expect("every status has one");
+            out.u8(code.1);
+            out.u64(outcome.seq as u64);
+            out.u32(outcome.connections);
+            long(out, &outcome.reply);
+        }
+        other => {
+            out.u8(if *other == AtOnce::NotHere { NOT_HERE } else { WAITS });
+            out.u64(0);
+            out.u32(0);
+            out.u32(0);
+        }
+    }
+}
+
+fn read_outcome(reader: &mut Reader<'_>) -> Result<AtOnce, Unreadable> {
+    let (code, seq, connections) = (reader.u8()?, reader.u64()? as i64, reader.u32()?);
+    let reply = read_long(reader)?.to_string();
+    Ok(match code {
+        NOT_HERE => AtOnce::NotHere,
+        WAITS => AtOnce::Waits,
+        code => {
+            let known = STATUSES.iter().find(|(_, known)| *known == code);
+            // One that came later: nobody here knows.
+            let status = known.map_or(PushStatus::Unknown, |(status, _)| *status);
+            AtOnce::Outcome(PushOutcome { status, seq, connections, reply })
+        }
+    })
+}
+
+pub(super) fn outcomes(outcomes: &[AtOnce]) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    outcomes.iter().for_each(|outcome| write_outcome(&mut out, outcome));
+    out
+}
+
+pub(super) fn read_outcomes(bytes: &[u8]) -> Result<Vec<AtOnce>, Unreadable> {
+    let mut reader = versioned(bytes)?;
+    let mut outcomes = Vec::new();
+    while !reader.is_empty() {
+        outcomes.push(read_outcome(&mut reader)?);
+    }
+    Ok(outcomes)
+}
+
+pub(super) fn later(id: u64, outcome: PushOutcome) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.u64(id);
+    write_outcome(&mut out, &AtOnce::Outcome(outcome));
+    out
+}
+
+pub(super) fn read_later(bytes: &[u8]) -> Result<(u64, PushOutcome), Unreadable> {
+    let mut reader = versioned(bytes)?;
+    let id = reader.u64()?;
+    match read_outcome(&mut reader)? {
+        AtOnce::Outcome(outcome) => Ok((id, outcome)),
+        _ => Err(Unreadable),
+    }
+}
+
+pub(super) fn held(holds: &[bool]) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.extend(holds.iter().map(|holds| u8::from(*holds)));
+    out
+}
+
+pub(super) fn read_held(bytes: &[u8]) -> Result<Vec<bool>, Unreadable> {
+    Ok(versioned(bytes)?.0.iter().map(|holds| *holds != 0).collect())
+}
+
+pub(super) fn tally(tally: BroadcastTally) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.u64(tally.sent);
+    out.u64(tally.queue_full);
+    out
+}
+
+pub(super) fn read_tally(bytes: &[u8]) -> Result<BroadcastTally, Unreadable> {
+    let mut reader = versioned(bytes)?;
+    Ok(BroadcastTally { sent: reader.u64()?, queue_full: reader.u64()? })
+}
+
+pub(super) fn count(connections: u32) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.u32(connections);
+    out
+}
+
+pub(super) fn read_count(bytes: &[u8]) -> Result<u32, Unreadable> {
+    versioned(bytes)?.u32()
+}
+
+pub(super) fn page(sessions: &[Session], more: bool) -> Vec<u8> {
+    let mut out = vec![VERSION, u8::from(more)];
+    for session in sessions {
+        out.short(session.uid.as_str());
+        out.u32(session.number.0);
+        out.u64(session.epoch);
+        out.short(session.node.as_str());
+        out.short(&session.remote_address);
+        out.u64(session.connected_at.0);
+        out.u64(session.last_seen.0);
+        out.u64(session.queued_bytes);
+        out.u64(session.pushes_sent);
+        out.u64(session.pushes_dropped);
+        out.u8(session.dialect);
+    }
+    out
+}
+
+pub(super) fn read_page(bytes: &[u8]) -> Result<(Vec<Session>, bool), Unreadable> {
+    let mut reader = versioned(bytes)?;
+    let more = reader.u8()? != 0;
+    let mut sessions = Vec::new();
+    while !reader.is_empty() {
+        sessions.push(Session {
+            uid: reader.uid()?,
+            number: ConnectionNumber(reader.u32()?),
+            epoch: reader.u64()?,
+            node: NodeName::new(reader.short()?),
+            remote_address: reader.short()?.to_owned(),
+            connected_at: Millis(reader.u64()?),
+            last_seen: Millis(reader.u64()?),
+            queued_bytes: reader.u64()?,
+            pushes_sent: reader.u64()?,
+            pushes_dropped: reader.u64()?,
+            dialect: reader.u8()?,
+        });
+    }
+    Ok((sessions, more))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_and_answered_comes_back_as_it_was() {
+        let uid = Uid::new("ä").unwrap();
+        let push = |ack_timeout| ForwardedPush { uid: uid.clone(), uri: "/x".into(), body: "{}".into(), ack_timeout };
+        let asked = [push(None), push(Some(Duration::from_millis(7)))];
+        let Ok(Question::Pushes(read)) = read_question(&pushes((5..).zip(&asked))) else { panic!("pushes") };
+        assert_eq!(read.iter().map(|(id, push)| (*id, push.ack_timeout)).collect::<Vec<_>>(), [
+            (5, None),
+            (6, Some(Duration::from_millis(7)))
+        ]);
+        let sent = PushOutcome { status: PushStatus::Acked, seq: 9, connections: 2, reply: "ok".into() };
+        let told = [AtOnce::Outcome(sent.clone()), AtOnce::NotHere, AtOnce::Waits];
+        assert_eq!(read_outcomes(&outcomes(&told)), Ok(told.to_vec()));
+        assert_eq!(read_later(&later(3, sent.clone())), Ok((3, sent)));
+        assert_eq!(read_held(&held(&[true, false])), Ok(vec![true, false]));
+        assert_eq!(read_count(&count(7)), Ok(7));
+        let summed = BroadcastTally { sent: 1, queue_full: 2 };
+        assert_eq!(read_tally(&tally(summed)), Ok(summed));
+    }
+
+    #[test]
+    fn what_is_cut_off_or_of_another_version_is_unreadable() {
+        let uid = Uid::new("a").unwrap();
+        let push = ForwardedPush { uid: uid.clone(), uri: "/x".into(), body: "{}".into(), ack_timeout: None };
+        for whole in [pushes([(1, &push)].into_iter()), disconnect(&uid, "why"), broadcast("/x", "b"), sessions(1, None)] {
+            assert!(read_question(&whole).is_ok());
+            // Without any of its content a list is an empty one.
+            for end in (0..2).chain(3..whole.len()) {
+                assert!(read_question(&whole[..end]).is_err(), "{whole:?} up to {end}");
+            }
+            let other = [&[9], &whole[1..]].concat();
+            assert!(read_question(&other).is_err());
+        }
+    }
+}

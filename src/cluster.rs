@@ -20,24 +20,34 @@ mod tests;
 mod watcher;
 mod wire;
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use futures_util::future::join_all;
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, join_all},
+    stream::{self, BoxStream, FuturesUnordered},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, timeout},
 };
 
-use crate::model::{
-    ConnectionNumber, EndReason, Millis, NodeName, PushOutcome, PushStatus, Transport, Uid,
-};
+use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, PushOutcome, PushStatus, Transport, Uid};
 
 use directory::Entry;
-use engine::Standing;
+pub(crate) use engine::Standing;
 use fold::{Live, State};
 use node::Node;
 
-pub(crate) use bus::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, SessionPages};
+pub(crate) use bus::{AtOnce, BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, SessionPages};
 pub(crate) use fold::Incarnation;
 pub(crate) use hosts::Card;
 pub use log::LocalLog;
@@ -46,6 +56,9 @@ pub(crate) use watcher::{Update, Watcher};
 
 /// How many uids are looked up under one lock.
 const LOOK_UP_CHUNK: usize = 256;
+
+/// A node that has said nothing for so long, while others have, is told as silent.
+const SILENT: Duration = Duration::from_millis(1_500);
 
 /// A node's part in presence. Cheap to clone.
 #[derive(Clone)]
@@ -172,6 +185,18 @@ impl Cluster {
         Some(self.0.presence().log?.born)
     }
 
+    /// Whether it has been in step with the log.
+    #[must_use]
+    pub(crate) fn was_in_step(&self) -> bool {
+        self.0.was_in_step()
+    }
+
+    /// How many messages of the log couldn't be read, by any node of this version.
+    #[must_use]
+    pub(crate) fn unreadable(&self) -> u64 {
+        self.0.unreadable()
+    }
+
     /// How this node stands to the log.
     #[must_use]
     pub(crate) fn standing(&self) -> Standing {
@@ -219,16 +244,69 @@ impl Cluster {
                 return Forwarded::Unreachable;
             }
             match timeout(wait, answered).await {
-                Ok(Ok(Forwarded::Waits(outcome))) => match timeout(ack_wait, outcome).await {
+                Ok(Ok(AtOnce::Waits(outcome))) => match timeout(ack_wait, outcome).await {
                     Ok(Ok(outcome)) => Forwarded::Outcome(outcome),
                     // Its node has ended, and with it the connections.
                     Ok(Err(_)) => Forwarded::Outcome(PushOutcome::unsent(PushStatus::ConnectionLost)),
                     Err(_) => Forwarded::Unknown,
                 },
-                Ok(Ok(forwarded)) => forwarded,
+                Ok(Ok(AtOnce::Told(forwarded))) => forwarded,
                 _ => Forwarded::Unknown,
             }
         }
+    }
+
+    /// Resolves once all that was written before this call, by whomever, is folded here; false: that can't be told.
+    /// `None`: it is folded already.
+    pub(crate) fn barrier(&self) -> Option<BoxFuture<'static, bool>> {
+        self.0.engine().barrier()
+    }
+
+    /// Whether others may have written what isn't folded here yet.
+    #[must_use]
+    pub(crate) fn reads_late(&self) -> bool {
+        !self.0.may_be_single()
+    }
+
+    /// Whether other nodes can be asked, as far as is known.
+    #[must_use]
+    pub(crate) fn is_bus_up(&self) -> bool {
+        self.0.engine().is_bus_up()
+    }
+
+    /// Asks every *other* node which of `uids`, at most 10,000, it holds. Gives the answers as they come, each with those
+    /// that are held; then once `None`, if all have answered in `cluster.forward_timeout`.
+    pub(crate) fn who_holds(&self, uids: Arc<[Uid]>) -> BoxStream<'static, Option<(Incarnation, Vec<Uid>)>> {
+        let asked: FuturesUnordered<_> = self
+            .others()
+            .into_iter()
+            .map(|(node, _)| {
+                let (answer, answered) = oneshot::channel();
+                self.0.engine().send(node, Inbound::Holds { uids: uids.clone(), answer });
+                let (wait, uids) = (self.0.options().forward_timeout, uids.clone());
+                async move {
+                    let held = timeout(wait, answered).await.ok()?.ok()?;
+                    let held = uids.iter().zip(held).filter(|(_, held)| *held);
+                    Some((node, held.map(|(uid, _)| uid.clone()).collect::<Vec<_>>()))
+                }
+            })
+            .collect();
+        // Told are those who answered; the end only if nobody is missing.
+        let told = asked.scan(true, |all, answer| {
+            *all &= answer.is_some();
+            std::future::ready(Some((answer, *all)))
+        });
+        let all = Arc::new(AtomicBool::new(true));
+        let complete = all.clone();
+        told.filter_map(move |(answer, so_far)| {
+            all.store(so_far, Ordering::Relaxed);
+            std::future::ready(answer.map(Some))
+        })
+        .chain(
+            stream::once(async move { complete.load(Ordering::Relaxed) })
+                .filter_map(|complete| std::future::ready(complete.then_some(None))),
+        )
+        .boxed()
     }
 
     /// Asks every *other* node to push to all its devices; sums their answers, and names those that didn't answer in
@@ -307,6 +385,12 @@ impl Cluster {
     pub(crate) fn choose_host(&self, transport: Transport) -> Option<(String, NodeName)> {
         let mut grants = self.0.grants();
         let presence = self.0.presence();
+        if presence.standing == Standing::Joining {
+            // Nobody else is known.
+            drop(presence);
+            let own = self.0.card().clone().filter(|card| card.ready && !card.draining)?;
+            return Some((own.address(transport)?, self.name().clone()));
+        }
         let (address, node) = grants.choose(presence.state.live(), transport, Instant::now())?;
         Some((address, node.name.clone()))
     }
@@ -329,13 +413,14 @@ impl Cluster {
     #[must_use]
     pub(crate) fn nodes(&self) -> Vec<NodeStatus> {
         let presence = self.0.presence();
-        let mut nodes: Vec<_> = presence.state.live().map(|live| self.status_of(live)).collect();
+        let mut nodes: Vec<_> = presence.state.live().map(|live| self.status_of(live, presence.folded.1)).collect();
         drop(presence);
         nodes.sort_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
         nodes
     }
 
-    fn status_of(&self, live: &Live) -> NodeStatus {
+    fn status_of(&self, live: &Live, told: Millis) -> NodeStatus {
+        let silent = self.reads_late() && told.since(live.heard) > SILENT;
         let own = live.incarnation == self.incarnation();
         let card = live.card.as_ref();
         NodeStatus {
@@ -344,11 +429,12 @@ impl Cluster {
             version: live.version.to_string(),
             connections: card.map_or(0, |card| card.connections),
             state: match card {
+                _ if silent => NodeState::Silent,
                 Some(card) if card.draining => NodeState::Draining,
                 Some(card) if card.ready => NodeState::Ready,
                 _ => NodeState::Joining,
             },
-            since: live.since,
+            since: if silent { live.heard } else { live.since },
             lag: Duration::from_millis(card.map_or(0, |card| card.lag_ms.into())),
             own,
         }
@@ -391,7 +477,7 @@ pub(crate) struct NodeStatus {
     /// How many it holds, as it last told.
     pub(crate) connections: u32,
     pub(crate) state: NodeState,
-    /// When it joined, on the log's clock.
+    /// When it joined, of a silent one when it was last heard; on the log's clock.
     pub(crate) since: Millis,
     /// From a record's being written to its being read back by the node itself, as it last told.
     pub(crate) lag: Duration,
@@ -406,4 +492,6 @@ pub(crate) enum NodeState {
     Joining,
     Ready,
     Draining,
+    /// Others write, and it doesn't.
+    Silent,
 }

@@ -26,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    cluster::Standing,
     hub::Hub,
     model::Transport,
     telemetry::{Live, Metrics},
@@ -56,6 +57,8 @@ pub(crate) fn metrics_routes(hub: Hub, metrics: Metrics, ack_waits_max: usize) -
         let live = Live {
             connections: hub.connections(),
             uids: hub.cluster().uids(),
+            in_step: hub.cluster().standing() == Standing::InStep,
+            unreadable: hub.cluster().unreadable(),
             ack_waits: ack_waits_max.saturating_sub(hub.ack_waits().available_permits()),
         };
         let text = metrics.render(live);
@@ -96,6 +99,8 @@ fn error(status: StatusCode, text: &str) -> Response {
 async fn readyz(State(node): State<Node>) -> Response {
     if node.hub.is_draining() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+    } else if !node.hub.cluster().was_in_step() {
+        (StatusCode::SERVICE_UNAVAILABLE, "joining\n").into_response()
     } else if node.ready.is_cancelled() {
         "ok\n".into_response()
     } else {

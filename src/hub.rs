@@ -10,6 +10,7 @@
 pub(crate) mod connection;
 mod elsewhere;
 mod registry;
+mod unresolved;
 pub(crate) mod wait;
 
 use std::{
@@ -37,7 +38,7 @@ use self::{
 };
 use crate::{
     cluster::Cluster,
-    model::{ConnectionNumber, EndReason, Push, PushOutcome, PushStatus, Session, Uid},
+    model::{ConnectionNumber, EndReason, Millis, Push, PushOutcome, PushStatus, Session, Uid},
     state::Numbers,
     telemetry::Metrics,
 };
@@ -78,6 +79,7 @@ struct Inner {
     connections: AtomicUsize,
     ack_waits: Arc<Semaphore>,
     draining: AtomicBool,
+    unresolved: unresolved::Unresolved,
 }
 
 /// What became of a push, as far as it is known when [`Hub::push`] returns.
@@ -117,12 +119,20 @@ impl Hub {
             connections: AtomicUsize::new(0),
             ack_waits: Arc::new(Semaphore::new(settings.ack_waits_max)),
             draining: AtomicBool::new(false),
+            unresolved: unresolved::Unresolved::default(),
         }))
     }
 
     /// Presence, over all nodes.
     pub(crate) fn cluster(&self) -> &Cluster {
         &self.0.cluster
+    }
+
+    /// Since when, and by how many connections, this node holds a uid; `None` where it doesn't.
+    pub(crate) fn held_here(&self, uid: &str) -> Option<(Millis, u32)> {
+        let found = self.0.registry.find(uid);
+        let accepted: Vec<_> = found.iter().map(|connection| connection.connected_at()).collect();
+        Some((accepted.iter().min().copied()?, u32::try_from(accepted.len()).unwrap_or(u32::MAX)))
     }
 
     /// How many authenticated connections this node holds.

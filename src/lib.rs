@@ -158,7 +158,7 @@ mod workers;
 pub use self::{
     auth::{AuthError, AuthFuture, AuthRequest, Authenticator, Identity, Trust},
     config::Config,
-    server::{Addresses, Bound, Server, ServerBuilder, StartError, Stopper},
+    server::{Addresses, Bound, Ended, Server, ServerBuilder, StartError, Stopper},
 };
 pub use self::{
     files::FileError,

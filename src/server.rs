@@ -5,13 +5,14 @@ mod engine;
 mod listen;
 mod running;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
-pub use self::running::{Bound, Stopper};
+pub use self::running::{Bound, Ended, Stopper};
 use self::{
     doors::{Files, ListenersTls},
+    engine::Part,
     listen::{listen, one_each},
     running::{Listeners, Parts},
 };
@@ -97,6 +98,9 @@ pub enum StartError {
         /// Which file, and what is wrong with it.
         error: FileError,
     },
+    /// The addresses or the credentials of the cluster's servers can't be used.
+    #[error("cluster: {0}")]
+    Cluster(String),
     /// The machine gives no threads.
     #[error("can't start the worker threads: {0}")]
     Workers(io::Error),
@@ -134,7 +138,7 @@ impl Server {
     /// read or made.
     pub async fn bind(self) -> Result<Bound, StartError> {
         let Self { config, authenticator, auth, files, on_presence, log } = self;
-        let Files { tls, secrets, mut watch } = files.expect("`build` has read them");
+        let Files { tls, secrets, mut watch, engine } = files.expect("`build` has read them");
         let data_dir = config.data_dir();
         let ListenersTls { device: device_tls, control: control_tls, http: http_tls } = tls;
         // The last of what a configuration can be wrong about: it makes a secret up.
@@ -183,20 +187,29 @@ impl Server {
         };
 
         let numbers = Numbers::open(Some(&data_dir));
-        let log = log.unwrap_or_else(|| {
-            let used = numbers.clone();
-            LocalLog::new(numbers.first_sequence(), move |sequence| used.note_sequence(sequence))
-        });
         let node = NodeName::new(&config.node.name);
         let options = Options {
             connections_per_uid: u16::try_from(config.device.connections_per_uid).expect("at most 1,000"),
             history: config.presence.history as usize,
             settle: config.presence.settle,
             keepalive: config.presence.keepalive,
-            forward_timeout: Duration::from_secs(2),
-            broadcast_timeout: Duration::from_secs(30),
+            forward_timeout: config.cluster.forward_timeout,
+            broadcast_timeout: config.cluster.broadcast_timeout,
         };
-        let (cluster, inbound) = Cluster::join(&log, node.clone(), options);
+        let (cluster, inbound, part) = match engine {
+            Some(files) => {
+                let (cluster, inbound, part) = Part::make(&config, files, options, &numbers).await?;
+                (cluster, inbound, Some(part))
+            }
+            None => {
+                let log = log.unwrap_or_else(|| {
+                    let used = numbers.clone();
+                    LocalLog::new(numbers.first_sequence(), move |sequence| used.note_sequence(sequence))
+                });
+                let (cluster, inbound) = Cluster::join(&log, node.clone(), options);
+                (cluster, inbound, None)
+            }
+        };
         let metrics = Metrics::new();
         let settings = hub::Settings {
             encode: encoder(config.device.little_endian),
@@ -230,6 +243,7 @@ impl Server {
             control_workers,
             parts: Parts { config, hub, devices, device_tls, control, door, http_tls, metrics, numbers, streams_end },
             inbound,
+            part,
             on_presence,
             watching,
             stop: CancellationToken::new(),

@@ -60,6 +60,8 @@ pub(crate) struct Metrics {
     connections: Gauge,
     uids: Gauge,
     ack_waits: Gauge,
+    in_step: Gauge,
+    unreadable: Gauge,
 }
 
 /// The live numbers, read when `/metrics` is asked for.
@@ -68,6 +70,10 @@ pub(crate) struct Live {
     pub(crate) connections: usize,
     pub(crate) uids: u64,
     pub(crate) ack_waits: usize,
+    /// Whether what is known of presence is what is.
+    pub(crate) in_step: bool,
+    /// Messages of the presence log that couldn't be read.
+    pub(crate) unreadable: u64,
 }
 
 /// Counts the end of a stream when it is dropped.
@@ -227,6 +233,8 @@ impl Metrics {
         let connections = gauge("connections", "Authenticated connections of this node now");
         let uids = gauge("uids_online", "Uids online now, over the cluster");
         let ack_waits = gauge("ack_waits", "Pushes that wait for a device's answer now");
+        let in_step = gauge("presence_in_step", "1 where what is known of presence is what is, else 0");
+        let unreadable = gauge("presence_unreadable_messages", "Messages of the presence log that couldn't be read");
 
         let fixed = |counters: Vec<Counter>| counters.try_into().expect("one counter for each name");
         let [auth_success, auth_refused, auth_unavailable] = auth.try_into().expect("three names");
@@ -260,6 +268,8 @@ impl Metrics {
             connections,
             uids,
             ack_waits,
+            in_step,
+            unreadable,
             registry: Arc::new(registry),
         }
     }
@@ -298,6 +308,8 @@ impl Metrics {
         gauge(&self.connections, live.connections as u64);
         gauge(&self.uids, live.uids);
         gauge(&self.ack_waits, live.ack_waits as u64);
+        gauge(&self.in_step, live.in_step.into());
+        gauge(&self.unreadable, live.unreadable);
         let mut page = String::new();
         encode(&mut page, &self.registry).expect("a String takes any text");
         page

@@ -28,7 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("codec", &["frame"]),
     ("device", &["hub", "auth", "frame", "model", "config", "telemetry", "tls"]),
     ("control", &["hub", "cluster", "model", "config", "telemetry", "proto", "files", "tls"]),
-    ("http", &["hub", "model", "config", "telemetry", "tls"]),
+    ("http", &["hub", "cluster", "model", "config", "telemetry", "tls"]),
     ("client", &["model", "proto", "frame", "codec", "files", "tls"]),
     (
         "server",
@@ -73,8 +73,9 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// What only some modules may name, of this crate or of others: the path, and who may.
 const ABSENCES: &[(&str, &[&str])] = &[
     // The hub pushes bytes into whatever takes them, and presence is kept by a log, whatever carries it.
+    ("async_nats", &["cluster"]),
     ("tokio::net", &["cli", "client", "control", "device", "http", "server"]),
-    ("serde_json", &["auth", "cli", "client", "config", "device", "frame", "http"]),
+    ("serde_json", &["auth", "cli", "client", "cluster::nats", "config", "device", "frame", "http"]),
     ("tonic", &["auth", "client", "control", "proto", "server"]),
     // Only the control plane answers with a status; the client gets one, and the authenticator its code.
     ("tonic::Status", &["client", "control"]),

@@ -5,7 +5,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{Exit, Failure};
 use crate::{
     config::Config,
-    server::{Server, StartError},
+    server::{Ended, Server, StartError},
     telemetry,
 };
 
@@ -25,14 +25,21 @@ pub(super) async fn serve(config: Config) -> Result<Exit, Failure> {
     let stop = gateway.stopper();
     let mut running = std::pin::pin!(gateway.run());
     let first = tokio::select! {
-        () = &mut running => return Ok(Exit::Done),
+        ended = &mut running => return Ok(exit_of(ended)),
         number = signals.next() => number,
     };
     tracing::info!(signal = first, "stopping; a second signal ends at once");
     stop.shutdown();
     tokio::select! {
-        () = &mut running => Ok(Exit::Done),
+        ended = &mut running => Ok(exit_of(ended)),
         number = signals.next() => std::process::exit(128 + number),
+    }
+}
+
+fn exit_of(ended: Ended) -> Exit {
+    match ended {
+        Ended::Stopped => Exit::Done,
+        Ended::Superseded => Exit::No,
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct ForwardedPush {
 }
 
 /// What became of a push at another node.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Forwarded {
     /// What that node says.
     Outcome(PushOutcome),
@@ -40,6 +40,13 @@ pub(crate) enum Forwarded {
     Unreachable,
     /// That node took it, and didn't answer in time: it may have been sent.
     Unknown,
+}
+
+/// What a node says of a push at once.
+#[derive(Debug)]
+pub(crate) enum AtOnce {
+    /// What became of it.
+    Told(Forwarded),
     /// It was sent, and the device's answer is waited for; dropped: the connections that took it have ended.
     Waits(oneshot::Receiver<PushOutcome>),
 }
@@ -68,7 +75,7 @@ pub(crate) enum Inbound {
         /// What to push.
         push: ForwardedPush,
         /// Where the answer goes; dropped: nobody knows.
-        answer: oneshot::Sender<Forwarded>,
+        answer: oneshot::Sender<AtOnce>,
     },
     /// Tell which of these this node holds.
     Holds {

@@ -19,12 +19,14 @@ pub(crate) struct Ring {
     /// The place up to which the log is folded.
     folded: u64,
     history: usize,
+    /// The index of the first since it was last forgotten.
+    voided: u64,
 }
 
 impl Ring {
     /// Begins behind the place `folded`.
     pub(crate) fn new(history: usize, folded: u64) -> Self {
-        Self { told: VecDeque::new(), first: 0, floor: folded, folded, history: history.max(1) }
+        Self { told: VecDeque::new(), first: 0, floor: folded, folded, history: history.max(1), voided: 0 }
     }
 
     pub(crate) fn push(&mut self, change: Told) {
@@ -43,6 +45,7 @@ impl Ring {
     /// Forgets all: who has read up to here can't go on from here. Begins anew behind `place`.
     pub(crate) fn void(&mut self, place: u64) {
         self.first = self.end() + 1;
+        self.voided = self.first;
         self.told = VecDeque::new();
         (self.floor, self.folded) = (place, place);
     }
@@ -58,6 +61,11 @@ impl Ring {
 
     pub(crate) fn floor(&self) -> u64 {
         self.floor
+    }
+
+    /// The index with which it began anew, when it last had to.
+    pub(crate) fn voided(&self) -> u64 {
+        self.voided
     }
 
     pub(crate) fn first(&self) -> u64 {

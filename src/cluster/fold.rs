@@ -92,13 +92,6 @@ pub(crate) struct Live {
     pub(crate) next: u64,
 }
 
-impl Live {
-    /// The number of its next batch.
-    pub(crate) fn next(&self) -> u64 {
-        self.next
-    }
-}
-
 /// All that the log says.
 #[derive(Debug, Clone)]
 pub(crate) struct State {

@@ -39,6 +39,12 @@ impl Card {
         self.addresses.first().or(self.addresses_tls.first()).map(String::as_str)
     }
 
+    /// One of its addresses for that transport, at random.
+    pub(crate) fn address(&self, transport: Transport) -> Option<String> {
+        let addresses = self.addresses(transport);
+        addresses.get(random_index(addresses.len())?).cloned()
+    }
+
     fn addresses(&self, transport: Transport) -> &[String] {
         match transport {
             Transport::Tcp => &self.addresses,
@@ -97,9 +103,7 @@ impl Grants {
         loads.retain(|(load, ..)| *load <= lowest + LOAD_CLOSE);
         let (_, node, card) = loads.get(random_index(loads.len())?)?;
         self.add(node.incarnation, now);
-        let addresses = card.addresses(transport);
-        let address = addresses.get(random_index(addresses.len())?)?;
-        Some((address.clone(), node))
+        Some((card.address(transport)?, node))
     }
 }
 

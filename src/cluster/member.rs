@@ -200,7 +200,6 @@ pub(crate) struct Member {
     /// After the loss of a state: whose claims are waited for, and for how many heartbeats at most.
     awaited: Option<(Vec<NodeName>, u32)>,
     last_word_sent: bool,
-    unreadable: u64,
     effects: Effects,
 }
 
@@ -235,17 +234,12 @@ impl Member {
             claimed_by: None,
             awaited: None,
             last_word_sent: false,
-            unreadable: 0,
             effects: Effects::default(),
         }
     }
 
-    /// How many messages couldn't be read.
-    pub(crate) fn unreadable(&self) -> u64 {
-        self.unreadable
-    }
-
     /// Whether this node can tell its state to others.
+    #[cfg(test)]
     pub(crate) fn has_state(&self) -> bool {
         self.step == Step::Following && self.loading.is_none() && matches!(self.life, Life::In(_))
     }
@@ -473,9 +467,6 @@ impl Member {
 
     fn fold(&mut self, now: Micros, sequence: u64, at: Millis, bytes: &[u8], out: &mut Vec<Command>) {
         let message = wire::decode(bytes).ok();
-        if message.is_none() {
-            self.unreadable += 1;
-        }
         let mut effects = std::mem::take(&mut self.effects);
         effects.clear();
         if matches!(message, Some(Message::Reset { .. })) {

@@ -76,6 +76,8 @@ pub(crate) struct NatsSettings {
     pub(crate) window: usize,
     /// A log that is made begins here at the least.
     pub(crate) first_floor: u64,
+    /// Is told each sequence that was read.
+    pub(crate) on_sequence: Box<dyn Fn(u64) + Send>,
 }
 
 /// The subjects of one cluster.
@@ -249,6 +251,7 @@ pub(crate) async fn join(
         reader: None,
         generation: 0,
         answering: None,
+        on_sequence: settings.on_sequence,
         unfit: None,
     };
     Ok((Cluster(node), inbox, Joining { driver, link, answered, reads, left }))
@@ -286,6 +289,7 @@ struct Driver {
     /// Which reading is the latest: what others read is void.
     generation: u64,
     answering: Option<Answering>,
+    on_sequence: Box<dyn Fn(u64) + Send>,
     /// What was told of the engine's unfitness.
     unfit: Option<String>,
 }
@@ -301,7 +305,8 @@ impl Joining {
         let mut batch = Vec::with_capacity(FOLD_SLICE);
         let over = loop {
             let now = driver.now();
-            let deadline = tokio::time::Instant::now() + Duration::from_micros(driver.member.deadline(now).saturating_sub(now));
+            let deadline =
+                tokio::time::Instant::now() + Duration::from_micros(driver.member.deadline(now).saturating_sub(now));
             let mut out = Vec::new();
             tokio::select! {
                 Some(event) = link.recv() => driver.link(&event, &mut out),
@@ -386,7 +391,10 @@ impl Driver {
             }
             let now = self.now();
             match read {
-                Some(Read { sequence, at, bytes }) => self.member.message(now, sequence, at, &bytes, out),
+                Some(Read { sequence, at, bytes }) => {
+                    (self.on_sequence)(sequence);
+                    self.member.message(now, sequence, at, &bytes, out);
+                }
                 None => self.member.reading_ended(now, out),
             }
         }
@@ -403,7 +411,9 @@ impl Driver {
         for command in commands {
             match command {
                 // At most once: what the client doesn't take now is written again later.
-                Command::Append(bytes) => _ = self.client.publish(self.subjects.log.clone(), bytes.into()).now_or_never(),
+                Command::Append(bytes) => {
+                    _ = self.client.publish(self.subjects.log.clone(), bytes.into()).now_or_never()
+                }
                 Command::Bounds => self.spawn(|api| async move { Answer::Bounds(api.bounds().await) }),
                 Command::Create { first } => {
                     tracing::info!(first, "making the presence log");

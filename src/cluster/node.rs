@@ -61,6 +61,10 @@ pub(crate) struct Node {
     /// Whether no other node can hold a uid: the log is in this process, and nobody else is on it.
     single: AtomicBool,
     may_be_single: bool,
+    /// It has been in step with the log.
+    was_in_step: AtomicBool,
+    /// How many messages of the log couldn't be read.
+    unreadable: AtomicU64,
     /// What this node last told of itself.
     card: Mutex<Option<Card>>,
 }
@@ -101,7 +105,7 @@ impl Node {
             node.incarnation.store(incarnation.0, Ordering::Relaxed);
             let mut presence = node.presence();
             presence.state = state.unwrap_or_else(|| State::new(connections_per_uid));
-            presence.ring.void(end_of(folded));
+            presence.ring = Ring::new(node.options.history, end_of(folded));
             presence.folded = (folded, log.born());
             presence.log = Some(log.identity());
             presence.standing = Standing::InStep;
@@ -137,6 +141,8 @@ impl Node {
             grants: Mutex::default(),
             single: AtomicBool::new(may_be_single),
             may_be_single,
+            was_in_step: AtomicBool::new(may_be_single),
+            unreadable: AtomicU64::new(0),
             card: Mutex::default(),
             options,
         }
@@ -148,8 +154,9 @@ impl Node {
         let mut guard = self.presence();
         let Presence { state, ring, watchers, closes, wakers, folded, .. } = &mut *guard;
         *folded = (sequence, at);
-        if let Some(message) = message {
-            fold(state, sequence, at, message, effects);
+        match message {
+            Some(message) => fold(state, sequence, at, message, effects),
+            None => _ = self.unreadable.fetch_add(1, Ordering::Relaxed),
         }
         if effects.reset || state.is_partial() {
             effects.changes.clear();
@@ -181,6 +188,9 @@ impl Node {
     pub(crate) fn change(&self, change: impl FnOnce(&mut Presence)) {
         let mut guard = self.presence();
         change(&mut guard);
+        if guard.standing == Standing::InStep {
+            self.was_in_step.store(true, Ordering::Relaxed);
+        }
         let Presence { watchers, wakers, .. } = &mut *guard;
         watchers.wake_all(wakers);
         self.wake(guard);
@@ -235,6 +245,11 @@ impl Node {
         self.card.lock().expect("nobody panics while holding the card")
     }
 
+    /// How many messages of the log couldn't be read.
+    pub(crate) fn unreadable(&self) -> u64 {
+        self.unreadable.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn name(&self) -> &NodeName {
         &self.name
     }
@@ -255,6 +270,15 @@ impl Node {
     /// From when on `Live` may be told.
     pub(crate) fn settled_at(&self) -> Instant {
         self.settled_at
+    }
+
+    /// Whether it is alone wherever nobody else is known.
+    pub(crate) fn may_be_single(&self) -> bool {
+        self.may_be_single
+    }
+
+    pub(crate) fn was_in_step(&self) -> bool {
+        self.was_in_step.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_single(&self) -> bool {

@@ -33,26 +33,6 @@ pub(crate) enum Rule {
     Above,
 }
 
-impl Rule {
-    /// All of them.
-    #[cfg(test)]
-    pub(crate) const EACH: [Self; 13] = [
-        Self::JoinEnds,
-        Self::OnlyLive,
-        Self::OnceInOrder,
-        Self::Aged,
-        Self::ExactRelease,
-        Self::Displaced,
-        Self::DeadIfSilent,
-        Self::OwnHeartbeats,
-        Self::Again,
-        Self::ResetIfSilent,
-        Self::ExactParts,
-        Self::Identity,
-        Self::Above,
-    ];
-}
-
 /// Those that hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rules(u16);

@@ -245,7 +245,7 @@ impl Position {
             }
             self.resume(presence, log, place);
         }
-        if self.fresh && matches!(self.phase, Phase::Parts | Phase::Settle) && self.next < presence.ring.first() {
+        if self.fresh && matches!(self.phase, Phase::Parts | Phase::Settle) && self.next < presence.ring.voided() {
             // What was there before the node got in step was never told.
             (self.looked_up, self.parts) = (0, if self.phase == Phase::Settle { PARTS } else { 0 });
             self.taken.clear();
@@ -296,6 +296,8 @@ impl Position {
 
     /// Grants what a cursor asks for, or doesn't.
     fn resume(&mut self, presence: &mut Presence, log: u64, place: u64) {
+        // It knows something: what it misses from here on has to be told.
+        self.fresh = false;
         let Presence { ring, watchers, .. } = presence;
         if log != self.log || place < ring.floor() || place > ring.folded() {
             self.phase = Phase::Reset;

@@ -200,6 +200,7 @@ pub(super) fn node(node: NodeStatus) -> proto::Node {
         NodeState::Joining => proto::NodeState::Joining,
         NodeState::Ready => proto::NodeState::Ready,
         NodeState::Draining => proto::NodeState::Draining,
+        NodeState::Silent => proto::NodeState::Silent,
     };
     proto::Node {
         name: node.name.as_str().to_owned(),

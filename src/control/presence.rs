@@ -13,7 +13,7 @@ use super::{
     convert, over,
 };
 use crate::{
-    cluster::{Update, Watcher},
+    cluster::{Standing, Update, Watcher},
     model::Uid,
     proto::{IsOnlineRequest, IsOnlineResponse, OnlineState, OnlineStatusRequest, OnlineStatusResponse},
     telemetry::StreamOpen,
@@ -38,6 +38,17 @@ impl Control {
                 },
             });
         });
+        if cluster.standing() != Standing::InStep {
+            // What is known is what was: beside it counts what this node holds.
+            for state in states.iter_mut().filter(|state| !state.online) {
+                if let Some((since, connections)) = self.0.hub.held_here(&state.uid) {
+                    state.online = true;
+                    state.since = Some(convert::timestamp(since));
+                    state.node = cluster.name().as_str().to_owned();
+                    state.connections = connections;
+                }
+            }
+        }
         Ok(IsOnlineResponse { states, known_since: cluster.known_since().map(convert::timestamp) })
     }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Ack, Hub, Pushed};
 use crate::{
-    cluster::{BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation, NodeStatus},
+    cluster::{AtOnce, BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation, NodeStatus},
     model::{EndReason, NodeName, Push, PushOutcome, PushStatus, Session, Transport, Uid},
 };
 
@@ -45,14 +45,30 @@ pub(crate) struct Broadcast {
 impl Hub {
     /// Pushes here and to the other nodes that hold the uid.
     pub(super) fn push_anywhere(&self, uid: &str, push: Push<'_>, ack: Option<Ack>) -> Pushed {
-        let others = self.others_with(uid);
-        if others.is_empty() {
-            return self.push_here(uid, push, ack);
-        }
         let ack_deadline = ack.as_ref().map(|ack| ack.deadline);
+        if self.0.unresolved.has(uid) {
+            // Behind those that wait, so that they keep their order.
+            return self.unresolved(uid, push, ack_deadline);
+        }
+        let others = self.others_with(uid);
+        let only_one = self.0.settings.connections_per_uid == 1;
+        if others.is_empty() || (only_one && self.0.registry.find(uid).iter().next().is_some()) {
+            return match self.push_here(uid, push, ack) {
+                Pushed::Done(outcome) if outcome.status == PushStatus::Offline && self.0.cluster.reads_late() => {
+                    self.unresolved(uid, push, ack_deadline)
+                }
+                pushed => pushed,
+            };
+        }
         // The permit stays with the part that waits here, or ends with it; the others hold one at their own node.
         let here = self.push_here(uid, push, ack);
         Pushed::Elsewhere(self.ask_others(others, uid, push, ack_deadline, here))
+    }
+
+    /// Waits until it is known who holds the uid.
+    fn unresolved(&self, uid: &str, push: Push<'_>, ack_deadline: Option<Instant>) -> Pushed {
+        let outcome = self.resolve(forwarded(uid, push, ack_deadline), ack_deadline);
+        Pushed::Elsewhere(Elsewhere { outcome, waits: ack_deadline.is_some() })
     }
 
     /// Adds what other nodes do with a push of [`Hub::push_many`].
@@ -60,14 +76,21 @@ impl Hub {
         if self.0.cluster.is_single() {
             return here;
         }
+        let sent_here = !matches!(&here, Pushed::Done(outcome) if outcome.status == PushStatus::Offline);
+        let only_one = self.0.settings.connections_per_uid == 1;
         match self.others_with(uid) {
+            _ if sent_here && only_one => here,
+            _ if !sent_here && self.0.unresolved.has(uid) => self.unresolved(uid, push, None),
+            others if others.is_empty() && !sent_here && self.0.cluster.reads_late() => {
+                self.unresolved(uid, push, None)
+            }
             others if others.is_empty() => here,
             others => Pushed::Elsewhere(self.ask_others(others, uid, push, None, here)),
         }
     }
 
     /// The other nodes that hold a uid, that of the newest connection first.
-    fn others_with(&self, uid: &str) -> Vec<Incarnation> {
+    pub(super) fn others_with(&self, uid: &str) -> Vec<Incarnation> {
         let own = self.0.cluster.incarnation();
         let nodes = self.0.cluster.lookup(uid).map(|holding| holding.nodes).unwrap_or_default();
         nodes.into_iter().filter(|node| *node != own).collect()
@@ -82,13 +105,9 @@ impl Hub {
         ack_deadline: Option<Instant>,
         here: Pushed,
     ) -> Elsewhere {
-        let forwarded = ForwardedPush {
-            uid: Uid::new(uid).expect("it was checked"),
-            uri: push.uri.into(),
-            body: push.body.into(),
-            ack_timeout: ack_deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
-        };
-        let asked: Vec<_> = others.iter().map(|node| self.forward(*node, forwarded.clone()).boxed()).collect();
+        let forwarded = forwarded(uid, push, ack_deadline);
+        let asked: Vec<_> =
+            others.iter().map(|node| self.forward(*node, forwarded.clone(), ack_deadline).boxed()).collect();
         let here = async move {
             match here {
                 Pushed::Done(outcome) => outcome,
@@ -109,22 +128,20 @@ impl Hub {
         Elsewhere { outcome: outcome.boxed(), waits }
     }
 
-    /// Hands a push to another node; once more to the node that has the uid meanwhile.
-    fn forward(&self, node: Incarnation, push: ForwardedPush) -> impl Future<Output = PushOutcome> + Send + use<> {
+    /// Hands a push to another node; where that hasn't the uid any more, once to the node that has it then.
+    fn forward(
+        &self,
+        node: Incarnation,
+        push: ForwardedPush,
+        ack_deadline: Option<Instant>,
+    ) -> impl Future<Output = PushOutcome> + Send + use<> {
         let (hub, first) = (self.clone(), self.0.cluster.forward(node, push.clone()));
         async move {
-            let mut answer = first.await;
-            if matches!(answer, Forwarded::NotHere) {
-                answer = match hub.others_with(push.uid.as_str()).first() {
-                    Some(node) => hub.0.cluster.forward(*node, push).await,
-                    None => Forwarded::NotHere,
-                };
-            }
-            match answer {
+            match first.await {
                 Forwarded::Outcome(outcome) => outcome,
-                Forwarded::NotHere => PushOutcome::unsent(PushStatus::Offline),
+                Forwarded::NotHere => hub.resolve(push, ack_deadline).await,
                 Forwarded::Unreachable => PushOutcome::unsent(PushStatus::Unreachable),
-                Forwarded::Unknown | Forwarded::Waits(_) => PushOutcome::unsent(PushStatus::Unknown),
+                Forwarded::Unknown => PushOutcome::unsent(PushStatus::Unknown),
             }
         }
     }
@@ -209,34 +226,43 @@ impl Hub {
         }
     }
 
-    fn push_for_other(&self, push: &ForwardedPush, answer: tokio::sync::oneshot::Sender<Forwarded>) {
+    fn push_for_other(&self, push: &ForwardedPush, answer: tokio::sync::oneshot::Sender<AtOnce>) {
         let ack = match push.ack_timeout {
             None => None,
             Some(timeout) => match Arc::clone(&self.0.ack_waits).try_acquire_owned() {
                 Ok(permit) => Some(Ack { deadline: Instant::now() + timeout, permit: Some(permit) }),
                 // Takes no more at this time; nothing was sent.
                 Err(_) => {
-                    let _ = answer.send(Forwarded::Unreachable);
+                    let _ = answer.send(AtOnce::Told(Forwarded::Unreachable));
                     return;
                 }
             },
         };
         match self.push_here(push.uid.as_str(), Push { uri: &push.uri, body: &push.body }, ack) {
             Pushed::Done(outcome) => {
-                let _ = answer.send(match outcome.status {
+                let _ = answer.send(AtOnce::Told(match outcome.status {
                     PushStatus::Offline => Forwarded::NotHere,
                     _ => Forwarded::Outcome(outcome),
-                });
+                }));
             }
             Pushed::Waiting(waiting) => {
                 let (later, outcome) = tokio::sync::oneshot::channel();
-                let _ = answer.send(Forwarded::Waits(outcome));
+                let _ = answer.send(AtOnce::Waits(outcome));
                 tokio::spawn(async move {
                     let _ = later.send(waiting.await);
                 });
             }
             Pushed::Elsewhere(_) => unreachable!("this node was asked for its own connections"),
         }
+    }
+}
+
+fn forwarded(uid: &str, push: Push<'_>, ack_deadline: Option<Instant>) -> ForwardedPush {
+    ForwardedPush {
+        uid: Uid::new(uid).expect("it was checked"),
+        uri: push.uri.into(),
+        body: push.body.into(),
+        ack_timeout: ack_deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
     }
 }
 

@@ -15,16 +15,18 @@ pub(super) struct Files {
     /// None: none is configured.
     pub(super) secrets: Option<(Secrets, Secret)>,
     pub(super) watch: FileWatch,
+    /// None: the node is alone.
+    pub(super) engine: Option<EngineFiles>,
 }
 
 impl Files {
     pub(super) fn read(config: &Config) -> Result<Self, StartError> {
         let mut watch = FileWatch::default();
-        EngineFiles::read(&config.cluster)?;
+        let engine = EngineFiles::read(&config.cluster)?;
         let tls = ListenersTls::load(config, &mut watch)?;
         let configured = &config.control.secrets;
         let secrets = (!configured.is_empty()).then(|| load(configured, &mut watch)).transpose()?;
-        Ok(Self { tls, secrets, watch })
+        Ok(Self { tls, secrets, watch, engine })
     }
 }
 

@@ -1,9 +1,16 @@
 //! What a node shows the servers of its cluster, and which of them it trusts: the files that a configuration names, read.
 
+#[cfg(feature = "nats")]
+mod nats;
+#[cfg(not(feature = "nats"))]
+#[path = "engine/none.rs"]
+mod nats;
+
 use std::path::Path;
 
 use rustls::ClientConfig;
 
+pub(super) use self::nats::Part;
 use super::StartError;
 use crate::{
     config::{ClusterConfig, Secret},
@@ -12,7 +19,7 @@ use crate::{
 };
 
 /// What was read of them.
-#[expect(dead_code, reason = "so far they are only checked: the cluster over NATS connects with them")]
+#[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "a build without a cluster refuses them"))]
 pub(super) struct EngineFiles {
     /// A user's JWT and the seed of its key, as the file has them: secret.
     pub(super) credentials: Option<String>,

@@ -2,6 +2,10 @@
 
 use std::{
     io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -9,9 +13,9 @@ use tokio::{net::TcpListener, runtime::Handle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use super::{Addresses, OnPresence};
+use super::{Addresses, OnPresence, engine::Part};
 use crate::{
-    cluster::{Card, Inbox},
+    cluster::{Card, Inbox, Standing},
     config::{self, Config, Secret},
     control::{self, Control, Door},
     device::{self, Devices},
@@ -35,6 +39,12 @@ const CONTROL_END: (Duration, Duration) = (Duration::from_secs(2), Duration::fro
 /// How often a node of several tells the others how many devices it holds.
 const CARD_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How often it is looked at how a node stands to the log.
+const STANDING_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What the health service calls a node's part in its cluster.
+const CLUSTER_HEALTH: &str = "plex.v1.Gateway.cluster";
+
 /// Descriptors that are not for devices: part of a node's capacity otherwise.
 const DESCRIPTORS_RESERVED: u64 = 1_000;
 
@@ -47,6 +57,8 @@ pub struct Bound {
     pub(super) control_workers: Workers,
     pub(super) parts: Parts,
     pub(super) inbound: Inbox,
+    /// Of a cluster; None: the node is alone.
+    pub(super) part: Option<Part>,
     pub(super) on_presence: Option<OnPresence>,
     pub(super) watching: Option<FileWatching>,
     pub(super) stop: CancellationToken,
@@ -73,6 +85,15 @@ pub(super) struct Parts {
     pub(super) numbers: Numbers,
     /// Ends the streams of the control plane.
     pub(super) streams_end: CancellationToken,
+}
+
+/// Why a gateway has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// Another process of its name has joined the cluster.
+    Superseded,
 }
 
 /// Tells a running gateway to stop. Cheap to clone.
@@ -115,7 +136,7 @@ impl Bound {
     /// Serves until [`Stopper::shutdown`], then drains: devices are told to go, the control plane answers meanwhile.
     /// Its own threads do the work and have the clock, so it runs inside any tokio runtime. Dropping it stops everything
     /// at once.
-    pub async fn run(self) {
+    pub async fn run(self) -> Ended {
         let Self {
             addresses,
             secret: _,
@@ -124,6 +145,7 @@ impl Bound {
             control_workers,
             parts,
             inbound,
+            part,
             on_presence,
             watching,
             stop,
@@ -136,6 +158,19 @@ impl Bound {
 
         let first = control_workers.first();
         first.spawn(parts.hub.clone().run(inbound));
+        let superseded = Arc::new(AtomicBool::new(false));
+        // Ends with this call, also where it is dropped.
+        let _part = part.map(|part| {
+            let (superseded, stop) = (superseded.clone(), stop.clone());
+            AbortOnDrop(tokio::spawn(async move {
+                if part.run().await {
+                    tracing::error!("another process of this name has joined the cluster: stopping");
+                    superseded.store(true, Relaxed);
+                    stop.cancel();
+                }
+            }))
+        });
+        first.spawn(tell_standing(health.clone(), parts.hub.clone(), stop.clone()));
         first.spawn(announce(parts.card(&addresses), parts.hub.clone(), stop.clone()));
         let (routes, end) = (http::routes(parts.hub.clone(), bound.clone()), http_end.clone());
         let tls = parts.http_tls.clone();
@@ -196,6 +231,7 @@ impl Bound {
         let _ = stopped.await;
         // Joins the threads: not on a thread that others' tasks run on.
         let _ = tokio::task::spawn_blocking(move || drop((device_workers, control_workers))).await;
+        if superseded.load(Relaxed) { Ended::Superseded } else { Ended::Stopped }
     }
 }
 
@@ -254,6 +290,45 @@ async fn announce(mut card: Card, hub: Hub, stop: CancellationToken) {
     }
     card.draining = true;
     hub.cluster().announce(card);
+}
+
+/// A task that ends with what holds it.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Tells by the health service how a node of a cluster stands to the presence log.
+async fn tell_standing(health: HealthReporter, hub: Hub, stop: CancellationToken) {
+    if !hub.cluster().reads_late() {
+        return;
+    }
+    let mut told = None;
+    while !stop.is_cancelled() {
+        let standing = hub.cluster().standing();
+        let before = told.replace(standing);
+        if before != Some(standing) {
+            match standing {
+                Standing::InStep => tracing::info!("in step with the cluster"),
+                Standing::Still => tracing::warn!("the cluster's log stands still: presence is what was"),
+                Standing::Joining if before.is_some() => tracing::warn!("out of step with the cluster: joining again"),
+                Standing::Joining => {}
+            }
+            let status = match standing {
+                Standing::InStep => ServingStatus::Serving,
+                _ => ServingStatus::NotServing,
+            };
+            health.set_service_status(CLUSTER_HEALTH, status).await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(STANDING_INTERVAL) => {}
+        }
+    }
+    health.set_service_status(CLUSTER_HEALTH, ServingStatus::NotServing).await;
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

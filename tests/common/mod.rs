@@ -48,7 +48,7 @@ pub struct TestServer {
     pub addresses: Addresses,
     pub stop: Stopper,
     pub hub: plex::testing::TestHub,
-    running: Option<JoinHandle<()>>,
+    running: Option<JoinHandle<plex::Ended>>,
     pub data_dir: Option<TempDir>,
 }
 
@@ -145,7 +145,9 @@ impl TestServer {
     pub fn stopping(&mut self) -> impl Future<Output = ()> + use<> {
         self.stop.shutdown();
         let running = self.running.take().expect("it is stopped once");
-        async move { timeout(PATIENCE, running).await.expect("it stops in time").expect("it doesn't panic") }
+        async move {
+            _ = timeout(PATIENCE, running).await.expect("it stops in time").expect("it doesn't panic");
+        }
     }
 }
 

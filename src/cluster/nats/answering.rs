@@ -17,11 +17,11 @@ use tokio::{
 
 use super::{
     Subjects,
-    questions::{self, AtOnce, Question},
+    questions::{self, Question, Said},
 };
 use crate::{
     cluster::{
-        bus::{Forwarded, Inbound},
+        bus::{AtOnce, Forwarded, Inbound},
         engine::Standing,
         fold::Incarnation,
         node::Node,
@@ -117,34 +117,36 @@ impl Desk {
         _ = self.client.publish(subject, Bytes::from(bytes)).await;
     }
 
-    fn push(&self, push: crate::cluster::bus::ForwardedPush) -> oneshot::Receiver<Forwarded> {
+    fn push(&self, push: crate::cluster::bus::ForwardedPush) -> oneshot::Receiver<AtOnce> {
         let (answer, answered) = oneshot::channel();
         if let Err(full) = self.requests.try_send(Inbound::Push { push, answer })
             && let Inbound::Push { answer, .. } = full.into_inner()
         {
-            _ = answer.send(Forwarded::Unreachable);
+            _ = answer.send(AtOnce::Told(Forwarded::Unreachable));
         }
         answered
     }
 
-    async fn tell_pushes(self, answers: Vec<(u64, oneshot::Receiver<Forwarded>)>, reply: String) {
+    async fn tell_pushes(self, answers: Vec<(u64, oneshot::Receiver<AtOnce>)>, reply: String) {
         let later = reply.rsplit_once('.').map(|(inbox, _)| format!("{inbox}.0")).unwrap_or_default();
         let mut outcomes = Vec::with_capacity(answers.len());
         for (id, answer) in answers {
             let at_once = match answer.await {
-                Ok(Forwarded::Outcome(outcome)) => AtOnce::Outcome(outcome),
-                Ok(Forwarded::NotHere) => AtOnce::NotHere,
-                Ok(Forwarded::Unreachable) => AtOnce::Outcome(PushOutcome::unsent(PushStatus::Unreachable)),
-                Ok(Forwarded::Waits(outcome)) => {
+                Ok(AtOnce::Told(Forwarded::Outcome(outcome))) => Said::Outcome(outcome),
+                Ok(AtOnce::Told(Forwarded::NotHere)) => Said::NotHere,
+                Ok(AtOnce::Told(Forwarded::Unreachable)) => Said::Outcome(PushOutcome::unsent(PushStatus::Unreachable)),
+                Ok(AtOnce::Waits(outcome)) => {
                     let (desk, later) = (self.clone(), later.clone());
                     tokio::spawn(async move {
                         if let Ok(outcome) = outcome.await {
                             desk.publish(later, questions::later(id, outcome)).await;
                         }
                     });
-                    AtOnce::Waits
+                    Said::Waits
                 }
-                Ok(Forwarded::Unknown) | Err(_) => AtOnce::Outcome(PushOutcome::unsent(PushStatus::Unknown)),
+                Ok(AtOnce::Told(Forwarded::Unknown)) | Err(_) => {
+                    Said::Outcome(PushOutcome::unsent(PushStatus::Unknown))
+                }
             };
             outcomes.push(at_once);
         }

@@ -21,11 +21,11 @@ use tokio::{
 
 use super::{
     Subjects,
-    questions::{self, AtOnce},
+    questions::{self, Said},
 };
 use crate::{
     cluster::{
-        bus::{Forwarded, ForwardedPush, Inbound, PAGE_TIMEOUT, QUEUE_MAX},
+        bus::{AtOnce, Forwarded, ForwardedPush, Inbound, PAGE_TIMEOUT, QUEUE_MAX},
         fold::Incarnation,
     },
     model::{PushOutcome, Session, Uid},
@@ -74,7 +74,7 @@ struct Destination {
 struct Item {
     id: u64,
     push: ForwardedPush,
-    answer: oneshot::Sender<Forwarded>,
+    answer: oneshot::Sender<AtOnce>,
     /// Where the device's answer comes, if one is waited for.
     later: Option<oneshot::Receiver<PushOutcome>>,
 }
@@ -156,12 +156,7 @@ impl Bus {
         }
     }
 
-    fn answer<T: Send + 'static>(
-        &self,
-        asked: Ask,
-        answer: oneshot::Sender<T>,
-        read: fn(&[u8]) -> Option<T>,
-    ) {
+    fn answer<T: Send + 'static>(&self, asked: Ask, answer: oneshot::Sender<T>, read: fn(&[u8]) -> Option<T>) {
         self.0.runtime.spawn(async move {
             if let Answered::Message(message) = asked.await
                 && let Some(read) = read(&message.payload)
@@ -185,7 +180,7 @@ impl Bus {
         }
     }
 
-    fn queue(&self, to: Incarnation, push: ForwardedPush, answer: oneshot::Sender<Forwarded>) -> bool {
+    fn queue(&self, to: Incarnation, push: ForwardedPush, answer: oneshot::Sender<AtOnce>) -> bool {
         let size = questions::bytes_of(&push);
         let destination = {
             let mut open = self.open();
@@ -225,7 +220,7 @@ impl Bus {
             bytes.fetch_sub(size, Relaxed);
             // Nothing is handed to a client that would send it late.
             if !self.is_up() || size > self.0.client.max_payload() {
-                batch.into_iter().for_each(|item| _ = item.answer.send(Forwarded::Unreachable));
+                batch.into_iter().for_each(|item| _ = item.answer.send(AtOnce::Told(Forwarded::Unreachable)));
                 continue;
             }
             // Before it is handed over: the device may be faster than the task that takes the answer.
@@ -237,11 +232,11 @@ impl Bus {
             let pushes = questions::pushes(batch.iter().map(|item| (item.id, &item.push)));
             // Handed over here, so that the batches keep their order.
             let asked = self.ask(to, pushes, self.0.forward_timeout).hand_over().await;
-            self.0.runtime.spawn(self.clone().take_answers(to, batch, asked, permit));
+            self.0.runtime.spawn(self.clone().take_answers(batch, asked, permit));
         }
     }
 
-    async fn take_answers(self, to: Incarnation, batch: Vec<Item>, asked: Asked, permit: OwnedSemaphorePermit) {
+    async fn take_answers(self, batch: Vec<Item>, asked: Asked, permit: OwnedSemaphorePermit) {
         let answered = asked.await_answer().await;
         drop(permit);
         match answered {
@@ -250,17 +245,17 @@ impl Bus {
                 for (item, outcome) in batch.into_iter().zip(outcomes) {
                     let wait = item.push.ack_timeout.unwrap_or_default() + self.0.forward_timeout;
                     let forwarded = match (outcome, item.later) {
-                        (AtOnce::Outcome(outcome), _) => Forwarded::Outcome(outcome),
-                        (AtOnce::NotHere, _) => Forwarded::NotHere,
-                        (AtOnce::Waits, None) => Forwarded::Unknown,
-                        (AtOnce::Waits, Some(outcome)) => {
+                        (Said::Outcome(outcome), _) => Forwarded::Outcome(outcome),
+                        (Said::NotHere, _) => Forwarded::NotHere,
+                        (Said::Waits, None) => Forwarded::Unknown,
+                        (Said::Waits, Some(outcome)) => {
                             self.forget_in(wait, item.id);
-                            _ = item.answer.send(Forwarded::Waits(outcome));
+                            _ = item.answer.send(AtOnce::Waits(outcome));
                             continue;
                         }
                     };
                     self.open().waiting.remove(&item.id);
-                    _ = item.answer.send(forwarded);
+                    _ = item.answer.send(AtOnce::Told(forwarded));
                 }
             }
             // Dropped: nobody knows.
@@ -268,7 +263,7 @@ impl Bus {
             Answered::NoResponders => {
                 for item in batch {
                     self.open().waiting.remove(&item.id);
-                    _ = item.answer.send(Forwarded::Unreachable);
+                    _ = item.answer.send(AtOnce::Told(Forwarded::Unreachable));
                 }
             }
         }

@@ -45,7 +45,7 @@ pub(super) enum Question {
 
 /// What a node says of a push at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum AtOnce {
+pub(super) enum Said {
     Outcome(PushOutcome),
     NotHere,
     /// The outcome comes later.
@@ -179,9 +179,9 @@ fn versioned(bytes: &[u8]) -> Result<Reader<'_>, Unreadable> {
     if reader.u8()? == VERSION { Ok(reader) } else { Err(Unreadable) }
 }
 
-fn write_outcome(out: &mut Vec<u8>, outcome: &AtOnce) {
+fn write_outcome(out: &mut Vec<u8>, outcome: &Said) {
     match outcome {
-        AtOnce::Outcome(outcome) => {
+        Said::Outcome(outcome) => {
             let code = STATUSES.iter().find(|(status, _)| *status == outcome.status).expect("every status has one");
             out.u8(code.1);
             out.u64(outcome.seq as u64);
@@ -189,7 +189,7 @@ fn write_outcome(out: &mut Vec<u8>, outcome: &AtOnce) {
             long(out, &outcome.reply);
         }
         other => {
-            out.u8(if *other == AtOnce::NotHere { NOT_HERE } else { WAITS });
+            out.u8(if *other == Said::NotHere { NOT_HERE } else { WAITS });
             out.u64(0);
             out.u32(0);
             out.u32(0);
@@ -197,28 +197,28 @@ fn write_outcome(out: &mut Vec<u8>, outcome: &AtOnce) {
     }
 }
 
-fn read_outcome(reader: &mut Reader<'_>) -> Result<AtOnce, Unreadable> {
+fn read_outcome(reader: &mut Reader<'_>) -> Result<Said, Unreadable> {
     let (code, seq, connections) = (reader.u8()?, reader.u64()? as i64, reader.u32()?);
     let reply = read_long(reader)?.to_string();
     Ok(match code {
-        NOT_HERE => AtOnce::NotHere,
-        WAITS => AtOnce::Waits,
+        NOT_HERE => Said::NotHere,
+        WAITS => Said::Waits,
         code => {
             let known = STATUSES.iter().find(|(_, known)| *known == code);
             // One that came later: nobody here knows.
             let status = known.map_or(PushStatus::Unknown, |(status, _)| *status);
-            AtOnce::Outcome(PushOutcome { status, seq, connections, reply })
+            Said::Outcome(PushOutcome { status, seq, connections, reply })
         }
     })
 }
 
-pub(super) fn outcomes(outcomes: &[AtOnce]) -> Vec<u8> {
+pub(super) fn outcomes(outcomes: &[Said]) -> Vec<u8> {
     let mut out = vec![VERSION];
     outcomes.iter().for_each(|outcome| write_outcome(&mut out, outcome));
     out
 }
 
-pub(super) fn read_outcomes(bytes: &[u8]) -> Result<Vec<AtOnce>, Unreadable> {
+pub(super) fn read_outcomes(bytes: &[u8]) -> Result<Vec<Said>, Unreadable> {
     let mut reader = versioned(bytes)?;
     let mut outcomes = Vec::new();
     while !reader.is_empty() {
@@ -230,7 +230,7 @@ pub(super) fn read_outcomes(bytes: &[u8]) -> Result<Vec<AtOnce>, Unreadable> {
 pub(super) fn later(id: u64, outcome: PushOutcome) -> Vec<u8> {
     let mut out = vec![VERSION];
     out.u64(id);
-    write_outcome(&mut out, &AtOnce::Outcome(outcome));
+    write_outcome(&mut out, &Said::Outcome(outcome));
     out
 }
 
@@ -238,7 +238,7 @@ pub(super) fn read_later(bytes: &[u8]) -> Result<(u64, PushOutcome), Unreadable>
     let mut reader = versioned(bytes)?;
     let id = reader.u64()?;
     match read_outcome(&mut reader)? {
-        AtOnce::Outcome(outcome) => Ok((id, outcome)),
+        Said::Outcome(outcome) => Ok((id, outcome)),
         _ => Err(Unreadable),
     }
 }
@@ -325,12 +325,12 @@ mod tests {
         let push = |ack_timeout| ForwardedPush { uid: uid.clone(), uri: "/x".into(), body: "{}".into(), ack_timeout };
         let asked = [push(None), push(Some(Duration::from_millis(7)))];
         let Ok(Question::Pushes(read)) = read_question(&pushes((5..).zip(&asked))) else { panic!("pushes") };
-        assert_eq!(read.iter().map(|(id, push)| (*id, push.ack_timeout)).collect::<Vec<_>>(), [
-            (5, None),
-            (6, Some(Duration::from_millis(7)))
-        ]);
+        assert_eq!(
+            read.iter().map(|(id, push)| (*id, push.ack_timeout)).collect::<Vec<_>>(),
+            [(5, None), (6, Some(Duration::from_millis(7)))]
+        );
         let sent = PushOutcome { status: PushStatus::Acked, seq: 9, connections: 2, reply: "ok".into() };
-        let told = [AtOnce::Outcome(sent.clone()), AtOnce::NotHere, AtOnce::Waits];
+        let told = [Said::Outcome(sent.clone()), Said::NotHere, Said::Waits];
         assert_eq!(read_outcomes(&outcomes(&told)), Ok(told.to_vec()));
         assert_eq!(read_later(&later(3, sent.clone())), Ok((3, sent)));
         assert_eq!(read_held(&held(&[true, false])), Ok(vec![true, false]));
@@ -343,7 +343,9 @@ mod tests {
     fn what_is_cut_off_or_of_another_version_is_unreadable() {
         let uid = Uid::new("a").unwrap();
         let push = ForwardedPush { uid: uid.clone(), uri: "/x".into(), body: "{}".into(), ack_timeout: None };
-        for whole in [pushes([(1, &push)].into_iter()), disconnect(&uid, "why"), broadcast("/x", "b"), sessions(1, None)] {
+        for whole in
+            [pushes([(1, &push)].into_iter()), disconnect(&uid, "why"), broadcast("/x", "b"), sessions(1, None)]
+        {
             assert!(read_question(&whole).is_ok());
             // Without any of its content a list is an empty one.
             for end in (0..2).chain(3..whole.len()) {

@@ -28,7 +28,7 @@ impl Log {
     }
 
     fn join(&mut self, name: &str, start: u64, attempt: u32) -> (Incarnation, Effects) {
-        let effects = self.fold(&join(name, start, attempt, 1));
+        let effects = self.fold(&join(name, start, attempt, self.state.connections_per_uid()));
         (Incarnation(self.sequence), effects)
     }
 

@@ -54,7 +54,7 @@ pub(super) struct Engine {
     /// What every fold has to tell, over all logs.
     pub(super) changes: Vec<PresenceChange>,
     /// Who has ended, and by what.
-    pub(super) ended: Vec<(Incarnation, NodeName, String)>,
+    pub(super) ended: Vec<(Incarnation, NodeName)>,
 }
 
 impl Engine {
@@ -102,11 +102,7 @@ impl Engine {
             let mut effects = Effects::default();
             fold(&mut stream.state, sequence, self.latest, &message, &mut effects);
             let ended = names.into_iter().filter(|(incarnation, _)| effects.ended.contains(incarnation));
-            let by = match &message {
-                crate::cluster::fold::Message::Batch { incarnation, .. } => format!("dead by {incarnation:?}"),
-                other => format!("{other:?}"),
-            };
-            self.ended.extend(ended.map(|(incarnation, name)| (incarnation, name, by.clone())));
+            self.ended.extend(ended);
             if self.from_the_dead {
                 let online = effects.changes.iter().flat_map(|told| (0..told.uids().len()).map(|n| told.change(n)));
                 self.ghosts += online.filter(|change| change.offline.is_none()).count() as u64;
@@ -120,6 +116,12 @@ impl Engine {
             stream.messages.pop_front();
             stream.first += 1;
         }
+    }
+
+    /// The log is gone; what nobody has read of it, beyond `read`, never was.
+    pub(super) fn lose(&mut self, read: u64) {
+        self.stream = None;
+        self.changes.retain(|change| change.epoch <= end_of(read));
     }
 
     /// The log is as it was some messages ago; what was written since is void, and what nobody has read of it, up to

@@ -123,7 +123,6 @@ impl EngineSeam for Words {
 struct Process {
     member: Member,
     cluster: Cluster,
-    outgoing: Arc<Outgoing>,
     inbox: Inbox,
     /// The world's time at which its own clock was 0.
     begun: u64,
@@ -158,7 +157,7 @@ enum Happens {
     Bounds(Result<Option<crate::cluster::member::Bounds>, ()>),
     Changed,
     Read { generation: u64, sequence: u64, at: Millis, bytes: Vec<u8> },
-    ReadingEnded { generation: u64 },
+    ReadingEnded,
     Ask { part: u8, of: Option<Incarnation> },
     Part { part: u8, answer: Option<(Incarnation, Vec<u8>)> },
     Close { number: u32 },
@@ -295,7 +294,6 @@ impl World {
         self.processes[node] = Some(Process {
             member,
             cluster,
-            outgoing,
             inbox,
             begun: self.now,
             follower,
@@ -420,7 +418,7 @@ impl World {
             }
             if ended {
                 process.reader = None;
-                self.at(0, node, Happens::ReadingEnded { generation });
+                self.at(0, node, Happens::ReadingEnded);
             }
             let delay = delays[0].max(delays[1]);
             for (sequence, at, bytes) in sent {
@@ -496,7 +494,7 @@ impl World {
                     process.member.message(own, sequence, at, &bytes, &mut out);
                 }
             }
-            Happens::ReadingEnded { .. } => process.member.reading_ended(own, &mut out),
+            Happens::ReadingEnded => process.member.reading_ended(own, &mut out),
             Happens::Part { part, answer } => process.member.part(own, part, answer),
             Happens::Close { number } => {
                 if let Some(open) = self.open.remove(&(node, number)) {
@@ -567,7 +565,7 @@ impl World {
     }
 
     fn note_ended(&mut self) {
-        for (incarnation, name, by) in std::mem::take(&mut self.engine.ended) {
+        for (incarnation, name) in std::mem::take(&mut self.engine.ended) {
             self.outcome.deaths += 1;
             let node: usize = name.as_str()[1..].parse().unwrap();
             let healthy = self.processes[node].as_ref().is_some_and(|process| {
@@ -639,7 +637,8 @@ impl World {
                 self.engine_back = self.now + 500 + self.random.below(10_000);
             }
             433 if self.random.chance(300) => {
-                self.engine.stream = None;
+                let read = self.read_most();
+                self.engine.lose(read);
                 self.outcome.states_lost += 1;
             }
             434 if self.random.chance(500) => {
@@ -647,13 +646,13 @@ impl World {
                     && self.engine.stream.as_ref().is_some_and(|now| now.log == before.log)
                 {
                     self.outcome.states_lost += 1;
-                    let read = self.processes.iter().flatten().map(|process| process.cluster.0.presence().folded.0);
-                    self.engine.roll_back(before, read.max().unwrap_or(0));
+                    let read = self.read_most();
+                    self.engine.roll_back(before, read);
                     // It was restarted: whoever read begins anew.
                     self.engine.up = false;
                     self.engine_back = self.now + 1_000;
                     self.processes.iter_mut().flatten().for_each(|process| process.reader = None);
-                    (0..NODES).for_each(|node| self.at(0, node, Happens::ReadingEnded { generation: 0 }));
+                    (0..NODES).for_each(|node| self.at(0, node, Happens::ReadingEnded));
                 }
             }
             435..440 => self.saved = self.engine.stream.clone().map(|stream| (self.now, stream)),
@@ -667,6 +666,12 @@ impl World {
         if !self.engine.up && self.now >= self.engine_back {
             self.engine.up = true;
         }
+    }
+
+    /// The last message that any node has read.
+    fn read_most(&self) -> u64 {
+        let read = self.processes.iter().flatten().map(|process| process.cluster.0.presence().folded.0);
+        read.max().unwrap_or(0)
     }
 
     /// All comes back, and stays.

@@ -46,8 +46,9 @@ pub(super) struct Engine {
     keeps: usize,
     rules: Rules,
     connections_per_uid: u16,
-    /// The log was rolled back, and a node knows: what is written to it now will be void.
-    doomed: bool,
+    /// The log was rolled back, and a node knows: what is written to it now will be void. It stays so where that node has
+    /// crashed before it noticed, and then what was told can't be compared.
+    pub(super) doomed: bool,
     from_the_dead: bool,
     /// How often a uid came online by a node that had ended.
     pub(super) ghosts: u64,

@@ -74,6 +74,7 @@ fn every_example_has_the_service_config_of_the_readme() {
 async fn scenario(language: &str, tools: &[Tool]) {
     let Some(example) = Example::of(language, tools) else { return };
     let ground = Ground::new(example).await;
+    ground.what_getting_started_shows().await;
     ground.what_its_readme_shows().await;
     ground.single_pushes().await;
     ground.many_pushes().await;

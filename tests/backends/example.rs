@@ -4,6 +4,7 @@ use std::{
     env, fs,
     io::{self, Write},
     net::SocketAddr,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -12,8 +13,13 @@ pub const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
 /// What the program of one language is made from, and how it is called.
 pub struct Example {
-    /// A copy of the example, beside a copy of `proto`.
+    pub language: String,
+    /// What stands for the clone: a copy of `proto`, one of the example, and target/debug/plex.
+    pub root: PathBuf,
+    /// The copy of the example.
     pub folder: PathBuf,
+    /// What its README makes it with.
+    pub make: String,
     /// What its README writes before `push`.
     pub program: Vec<String>,
     /// What its README shows against a gateway.
@@ -61,6 +67,10 @@ impl Example {
         let done = root.join("made-with");
         let before = fs::read_to_string(&done).ok();
         let _ = fs::remove_file(&done);
+        if before.as_ref() != Some(&versions) {
+            // Other tools may not get on with what is there.
+            let _ = fs::remove_dir_all(&root);
+        }
         let changed = copy(Path::new(REPOSITORY).join("proto"), &root.join("proto"), &[])
             | copy(original, &folder, &made)
             | (before.as_ref() != Some(&versions));
@@ -69,10 +79,14 @@ impl Example {
             assert!(made.status.success(), "{make}{}", String::from_utf8_lossy(&[made.stdout, made.stderr].concat()));
         }
         fs::write(&done, versions).unwrap();
+        let plex = root.join("target/debug/plex");
+        let _ = fs::remove_file(&plex);
+        fs::create_dir_all(plex.parent().unwrap()).unwrap();
+        symlink(env!("CARGO_BIN_EXE_plex"), plex).unwrap();
         let call = shown.lines().find_map(|line| line.split_once(" push ")).expect("a push").0;
         let program = call.split(' ').map(str::to_owned).collect();
-        let shown = shown.to_owned();
-        Some(Self { folder, program, shown })
+        let (language, make, shown) = (language.to_owned(), make.to_owned(), shown.to_owned());
+        Some(Self { language, root, folder, make, program, shown })
     }
 
     pub fn command(&self, control: SocketAddr, secret: &str, arguments: &[&str]) -> Command {

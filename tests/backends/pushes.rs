@@ -1,11 +1,12 @@
 //! Pushes and questions.
 
-use std::{env, io::Write, path::Path, process::Command};
+use std::{env, fs, io::Write, path::Path, process::Command};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     common::{TestDevice, process::TestProcess},
+    example::{REPOSITORY, block},
     ground::{Ground, answers, feed},
     refusing::Refusing,
 };
@@ -13,16 +14,14 @@ use crate::{
 impl Ground {
     pub async fn what_its_readme_shows(&self) {
         let _alice = self.device("alice").await;
-        let (block, watch) = self.example.shown.trim_end().rsplit_once('\n').unwrap();
-        assert_eq!(watch, format!("{} watch", self.example.program.join(" ")));
-        let plex = Path::new(env!("CARGO_BIN_EXE_plex")).parent().unwrap();
-        let path =
-            env::join_paths([plex.to_owned()].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap())));
-        let mut shell = Command::new("sh");
-        shell.args(["-euc", block]).current_dir(&self.example.folder).env("PATH", path.unwrap());
-        shell.env("PLEX_DATA_DIR", Path::new(&self.home.secret_file()).parent().unwrap());
-        shell.env("PLEX_CONTROL", self.gateway.control.to_string()).env_remove("PLEX_CA");
-        let lines = answers(TestProcess::spawn(shell).finished().await);
+        let mut lines = self.example.shown.lines();
+        let secret = lines.next().unwrap();
+        assert_eq!(lines.next_back().unwrap(), format!("{} watch", self.example.program.join(" ")));
+        let mut printed = Vec::new();
+        for line in lines {
+            printed.extend(answers(self.typed(&[secret, line], &self.example.folder).finished().await));
+        }
+        let lines = printed;
         let told: Vec<_> =
             lines.iter().map(|line| (&line["uid"], line.get("status").unwrap_or(&line["online"]))).collect();
         let expected = json!([
@@ -35,6 +34,38 @@ impl Ground {
         ]);
         assert_eq!(json!(told), expected);
         assert_eq!(lines[0]["reply"], "re: are you there?");
+    }
+
+    /// From a clone, where its program is made already, to a push that is acknowledged.
+    pub async fn what_getting_started_shows(&self) {
+        let page = fs::read_to_string(Path::new(REPOSITORY).join("docs/getting-started.md")).unwrap();
+        fs::copy(&self.config, self.example.root.join("plex.toml")).unwrap();
+        let device = block(&page, "sh", "plex device").trim_end();
+        let mut device = self.typed(&[&format!("exec {device}")], &self.example.root);
+        assert!(device.stdout.next().await.starts_with("connected to "));
+
+        let enter = format!("cd examples/backends/{}\n", self.example.language);
+        let shown = block(&page, "sh", &enter).strip_prefix(&*enter).expect("it begins in the clone");
+        let shown = shown.strip_prefix(&*self.example.make).expect("it is made as its README says");
+        let ended = self.typed(&["cd ../../..", &enter, shown], &self.example.folder).finished().await;
+        let promised: Value = serde_json::from_str(block(&page, "json", "ACKED")).unwrap();
+        let mut result = answers(ended).remove(0);
+        assert!(result["seq"].take().as_str().unwrap().parse::<i64>().unwrap() > 0);
+        result["seq"] = promised["seq"].clone();
+        assert_eq!(result, promised);
+        assert!(device.stdout.next().await.ends_with(" /question are you there?"));
+    }
+
+    /// Lines of a page, typed on the gateway's machine.
+    fn typed(&self, lines: &[&str], folder: &Path) -> TestProcess {
+        let plex = Path::new(env!("CARGO_BIN_EXE_plex")).parent().unwrap();
+        let path =
+            env::join_paths([plex.to_owned()].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap())));
+        let mut shell = Command::new("sh");
+        shell.args(["-euc", &lines.join("\n")]).current_dir(folder).env("PATH", path.unwrap());
+        shell.env("PLEX_DATA_DIR", Path::new(&self.home.secret_file()).parent().unwrap());
+        shell.env("PLEX_CONTROL", self.gateway.control.to_string()).env_remove("PLEX_CA");
+        TestProcess::spawn(shell)
     }
 
     pub async fn single_pushes(&self) {

@@ -24,7 +24,7 @@ use common::{
 };
 use plex::{
     config::Config,
-    proto::{DisconnectRequest, PushRequest, PushStatus},
+    proto::{DisconnectRequest, PushManyRequest, PushRequest, PushStatus},
 };
 use serde_json::{Value, json};
 
@@ -327,6 +327,52 @@ async fn a_drain_brings_it_back_after_the_time_that_it_is_told() {
         let after = Duration::from_millis(kick["after_ms"].as_u64().expect("a number"));
         // A little less, as this clock began when the line was read.
         assert!(told.elapsed() + Duration::from_millis(50) >= after, "{}: {:?}", example.name, told.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn one_that_reads_nothing_is_refused_pushes_and_ended_alone_and_comes_back() {
+    let server = TestServer::with(|config| config.device.write_timeout = Duration::from_secs(5)).await;
+    let (mut backend, address) = (server.backend().await, server.device().to_string());
+    let mut other = server.login("other").await;
+    for (ended, example) in (1..).zip(examples()) {
+        let mut device = example.connected(&[&address, "alice"]).await;
+        device.process.signal("STOP");
+        loop {
+            let large = push("alice", "/large", &"x".repeat(60_000));
+            match backend.push(large).await.unwrap().into_inner().status() {
+                PushStatus::Sent => {}
+                PushStatus::QueueFull => break,
+                status => panic!("{}: {status:?}", example.name),
+            }
+        }
+        let to_other = backend.push(push("other", "/a", "")).await.unwrap().into_inner();
+        assert_eq!((to_other.status(), other.next().await.seq), (PushStatus::Sent, to_other.seq));
+        server.metric_is(r#"plex_connections_ended_total{reason="slow"}"#, ended).await;
+        let outcome = backend.push(push("alice", "/a", "")).await.unwrap().into_inner();
+        assert_eq!(outcome.status(), PushStatus::Offline, "{}", example.name);
+
+        device.process.signal("CONT");
+        while device.process.stdout.json().await["event"] != "connected" {}
+        let outcome = backend.push(ask("alice", "")).await.unwrap().into_inner();
+        assert_eq!(outcome.status(), PushStatus::Acked, "{}", example.name);
+    }
+}
+
+#[tokio::test]
+async fn of_ten_thousand_who_are_pushed_to_it_gets_its_own_once() {
+    let server = TestServer::start().await;
+    let (mut backend, address) = (server.backend().await, server.device().to_string());
+    for example in examples() {
+        let mut device = example.connected(&[&address, "user-7000"]).await;
+        let uids = (0..10_000).map(|number| format!("user-{number}")).collect();
+        let many = PushManyRequest { uids, uri: "/news".into(), body: "it rains".into() };
+        let results = backend.push_many(many).await.unwrap().into_inner().results;
+        let sent: Vec<_> = (0..10_000).filter(|i| results[*i].status() == PushStatus::Sent).collect();
+        assert_eq!((results.len(), sent), (10_000, vec![7_000]), "{}", example.name);
+        assert_eq!(device.event("push").await["seq"], results[7_000].seq, "{}", example.name);
+        let next = backend.push(ask("user-7000", "")).await.unwrap().into_inner();
+        assert_eq!(device.event("push").await["seq"], next.seq, "{}", example.name);
     }
 }
 

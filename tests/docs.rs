@@ -15,13 +15,19 @@ use plex::{Config, config};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 15] = [
     "docs/cluster.md",
     "docs/device-protocol.md",
+    "docs/getting-started.md",
     "docs/metrics.md",
     "docs/migration.md",
     "docs/operations.md",
     "docs/presence.md",
+    "examples/backends/README.md",
+    "examples/backends/go/README.md",
+    "examples/backends/java/README.md",
+    "examples/backends/node/README.md",
+    "examples/backends/python/README.md",
     "examples/devices/c/README.md",
     "examples/devices/python/README.md",
     "README.md",
@@ -98,7 +104,7 @@ fn every_key_that_a_page_names_is_one() {
         }
     }
     let sections: BTreeSet<_> = keys.iter().filter_map(|key| Some(key.split_once('.')?.0)).collect();
-    let files = ["device.c", "device.py", "control.secret"];
+    let files = ["device.c", "device.py", "control.secret", "presence.*", "presence.go", "presence.js", "presence.py"];
     for name in PAGES {
         let page = read(name);
         for word in quoted(&page) {

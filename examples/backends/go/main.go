@@ -29,6 +29,7 @@ import (
 const usage = `usage: backend push [--ack SECONDS] UID URI BODY
        backend stream < PUSHES
        backend many URI BODY UID...
+       backend many URI BODY < UIDS
        backend online UID...
        backend online < UIDS
        backend watch [UID...]
@@ -85,7 +86,7 @@ func run(args []string) error {
 		return push(ctx, gateway, input{flags.Arg(0), flags.Arg(1), flags.Arg(2), *ack})
 	case command == "stream" && len(args) == 0:
 		return stream(ctx, gateway)
-	case command == "many" && len(args) > 2:
+	case command == "many" && len(args) >= 2:
 		return many(ctx, gateway, args[0], args[1], args[2:])
 	case command == "online":
 		return online(ctx, gateway, args)
@@ -152,28 +153,46 @@ func push(ctx context.Context, gateway plexv1.GatewayClient, push input) error {
 }
 
 func many(ctx context.Context, gateway plexv1.GatewayClient, uri, body string, uids []string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	response, err := gateway.PushMany(ctx, &plexv1.PushManyRequest{Uids: uids, Uri: uri, Body: body})
+	uids, err := orInput(uids)
 	if err != nil {
 		return err
 	}
-	for i, result := range response.Results {
-		if err := printLine(outcome(uids[i], result)); err != nil {
+	pushSome := func(some []string) error {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		response, err := gateway.PushMany(ctx, &plexv1.PushManyRequest{Uids: some, Uri: uri, Body: body})
+		if err != nil {
+			return err
+		}
+		for i, result := range response.Results {
+			if err := printLine(outcome(some[i], result)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for some := range slices.Chunk(uids, uidsMax) {
+		if err := pushSome(some); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// orInput gives the uids of standard input where none are named.
+func orInput(uids []string) ([]string, error) {
+	if len(uids) > 0 {
+		return uids, nil
+	}
+	text, err := io.ReadAll(os.Stdin)
+	return strings.Fields(string(text)), err
+}
+
 // online asks without a deadline of its own: the service config has one for the calls that only read.
 func online(ctx context.Context, gateway plexv1.GatewayClient, uids []string) error {
-	if len(uids) == 0 {
-		text, err := io.ReadAll(os.Stdin)
-		if err != nil {
-			return err
-		}
-		uids = strings.Fields(string(text))
+	uids, err := orInput(uids)
+	if err != nil {
+		return err
 	}
 	for some := range slices.Chunk(uids, uidsMax) {
 		response, err := gateway.IsOnline(ctx, &plexv1.IsOnlineRequest{Uids: some})
@@ -214,7 +233,7 @@ func stream(ctx context.Context, gateway plexv1.GatewayClient) error {
 	pushes := make(chan *plexv1.PushRequest, batchPushes)
 	badInput := make(chan error, 1)
 	go func() {
-		badInput <- readPushes(os.Stdin, pushes)
+		badInput <- readPushes(ctx, os.Stdin, pushes)
 		close(pushes)
 	}()
 	go func() {
@@ -248,7 +267,7 @@ func stream(ctx context.Context, gateway plexv1.GatewayClient) error {
 }
 
 // readPushes reads a push from each line, and numbers them.
-func readPushes(source io.Reader, pushes chan<- *plexv1.PushRequest) error {
+func readPushes(ctx context.Context, source io.Reader, pushes chan<- *plexv1.PushRequest) error {
 	decoder := json.NewDecoder(bufio.NewReader(source))
 	for id := uint64(1); ; id++ {
 		var push input
@@ -259,7 +278,11 @@ func readPushes(source io.Reader, pushes chan<- *plexv1.PushRequest) error {
 		}
 		request := push.request()
 		request.Id = id
-		pushes <- request
+		select {
+		case pushes <- request:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 

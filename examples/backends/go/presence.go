@@ -6,6 +6,7 @@ import (
 	"log"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -28,8 +29,10 @@ type Change struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// Presence is who is online, folded from the events of OnlineStatus. Its zero value knows nobody.
+// Presence is who is online, folded from the events of OnlineStatus. Its zero value knows nobody. One goroutine follows;
+// any may ask.
 type Presence struct {
+	mutex sync.RWMutex // over writing known, and over reading it in any other goroutine
 	known map[string]state
 	// Who was named in the snapshot that is being told; nil while none is.
 	told map[string]bool
@@ -43,7 +46,11 @@ type state struct {
 }
 
 // Online tells whether the uid was online by the last news.
-func (p *Presence) Online(uid string) bool { return p.known[uid].online }
+func (p *Presence) Online(uid string) bool {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	return p.known[uid].online
+}
 
 // Follow keeps p up to date, over broken connections and restarts of the gateway. It gives each change to changed, and
 // calls live whenever all is known. It returns when ctx ends, or where no other try would help.
@@ -133,11 +140,13 @@ func (p *Presence) fold(event *plexv1.OnlineStatusEvent, changed func(Change), l
 
 // set takes over what is new, and tells it where it makes a difference.
 func (p *Presence) set(change Change, changed func(Change)) {
+	p.mutex.Lock()
 	if p.known == nil {
 		p.known = map[string]state{}
 	}
 	was := p.known[change.UID].online
 	p.known[change.UID] = state{online: change.Online, epoch: change.Epoch}
+	p.mutex.Unlock()
 	if was != change.Online {
 		changed(change)
 	}

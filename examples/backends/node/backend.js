@@ -9,6 +9,7 @@ import { Presence } from "./presence.js";
 const USAGE = `usage: node backend.js push [--ack SECONDS] UID URI BODY
        node backend.js stream < PUSHES
        node backend.js many URI BODY UID...
+       node backend.js many URI BODY < UIDS
        node backend.js online UID...
        node backend.js online < UIDS
        node backend.js watch [UID...]`;
@@ -27,17 +28,25 @@ async function push(gateway, uid, uri, body, ackSeconds) {
 }
 
 async function many(gateway, uri, body, uids) {
-  const deadline = Date.now() + CALL_TIMEOUT;
-  const { results } = await call(gateway, "PushMany", { uids, uri, body }, { deadline });
-  results.forEach((result, index) => writeOutcome(uids[index], result));
+  for await (const some of parts(uids)) {
+    const deadline = Date.now() + CALL_TIMEOUT;
+    const { results } = await call(gateway, "PushMany", { uids: some, uri, body }, { deadline });
+    results.forEach((result, index) => writeOutcome(some[index], result));
+  }
 }
 
 /** Without a deadline of its own: the service config has one for the calls that only read. */
 async function online(gateway, uids) {
-  for (let begin = 0; begin < uids.length; begin += UIDS_MAX) {
-    const { states } = await call(gateway, "IsOnline", { uids: uids.slice(begin, begin + UIDS_MAX) });
+  for await (const some of parts(uids)) {
+    const { states } = await call(gateway, "IsOnline", { uids: some });
     for (const { uid, online, connections } of states) write({ uid, online, connections });
   }
+}
+
+/** These uids, or those on standard input, as many at a time as a call takes. */
+async function* parts(uids) {
+  if (uids.length === 0) uids = (await text(process.stdin)).split(/\s+/).filter(Boolean);
+  for (let begin = 0; begin < uids.length; begin += UIDS_MAX) yield uids.slice(begin, begin + UIDS_MAX);
 }
 
 async function watch(gateway, uids) {
@@ -118,7 +127,7 @@ async function* linesOf(source) {
 }
 
 function pushRequest({ uid = "", uri = "", body = "", ack_seconds: seconds }) {
-  if (seconds === undefined) return { uid, uri, body };
+  if (seconds == null) return { uid, uri, body };
   const whole = Math.trunc(seconds);
   return { uid, uri, body, ackTimeout: { seconds: whole, nanos: Math.round((seconds - whole) * 1e9) } };
 }
@@ -138,18 +147,18 @@ async function run(gateway, [command, ...args]) {
     case "push": {
       const { values, positionals } = parse(args, { ack: { type: "string" } });
       const ack = values.ack === undefined ? undefined : Number(values.ack);
-      if (positionals.length !== 3 || Number.isNaN(ack)) throw new UsageError();
+      if (positionals.length !== 3 || (ack !== undefined && !Number.isFinite(ack))) throw new UsageError();
       return push(gateway, ...positionals, ack);
     }
     case "stream":
       return stream(gateway);
     case "many": {
       const [uri, body, ...uids] = args;
-      if (uids.length === 0) throw new UsageError();
+      if (body === undefined) throw new UsageError();
       return many(gateway, uri, body, uids);
     }
     case "online":
-      return online(gateway, args.length > 0 ? args : (await text(process.stdin)).split(/\s+/).filter(Boolean));
+      return online(gateway, args);
     case "watch":
       return watch(gateway, args);
     default:

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import logging
+import math
 import os
 import queue
 import sys
@@ -35,19 +36,26 @@ def push(gateway: Gateway, args: argparse.Namespace) -> None:
 
 
 def many(gateway: Gateway, args: argparse.Namespace) -> None:
-    request = plex.PushManyRequest(uids=args.uid, uri=args.uri, body=args.body)
-    response = gateway.stub.PushMany(request, metadata=gateway.metadata, timeout=CALL_TIMEOUT)
-    for uid, result in zip(args.uid, response.results, strict=True):
-        write_outcome(uid, result)
+    for uids in parts(args.uid):
+        request = plex.PushManyRequest(uids=uids, uri=args.uri, body=args.body)
+        response = gateway.stub.PushMany(request, metadata=gateway.metadata, timeout=CALL_TIMEOUT)
+        for uid, result in zip(uids, response.results, strict=True):
+            write_outcome(uid, result)
 
 
 def online(gateway: Gateway, args: argparse.Namespace) -> None:
     """Without a deadline of its own: the service config has one for the calls that only read."""
-    uids = args.uid or sys.stdin.read().split()
-    for begin in range(0, len(uids), UIDS_MAX):
-        request = plex.IsOnlineRequest(uids=uids[begin : begin + UIDS_MAX])
+    for uids in parts(args.uid):
+        request = plex.IsOnlineRequest(uids=uids)
         for state in gateway.stub.IsOnline(request, metadata=gateway.metadata).states:
             write({"uid": state.uid, "online": state.online, "connections": state.connections})
+
+
+def parts(uids: list[str]) -> Iterator[list[str]]:
+    """These uids, or those on standard input, as many at a time as a call takes."""
+    uids = uids or sys.stdin.read().split()
+    for begin in range(0, len(uids), UIDS_MAX):
+        yield uids[begin : begin + UIDS_MAX]
 
 
 def watch(gateway: Gateway, args: argparse.Namespace) -> None:
@@ -153,12 +161,18 @@ def write(value: dict[str, object]) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
+def seconds(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError
+    return number
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="backend.py")
     commands = parser.add_subparsers(required=True)
 
     command = commands.add_parser("push", help="push to one uid")
-    command.add_argument("--ack", type=float, metavar="SECONDS", help="wait for the device's answer")
+    command.add_argument("--ack", type=seconds, metavar="SECONDS", help="wait for the device's answer")
     command.add_argument("uid")
     command.add_argument("uri")
     command.add_argument("body")
@@ -167,10 +181,10 @@ def arguments() -> argparse.Namespace:
     command = commands.add_parser("stream", help="push what comes on standard input")
     command.set_defaults(run=stream)
 
-    command = commands.add_parser("many", help="push to many uids")
+    command = commands.add_parser("many", help="push to many: these, or those on standard input")
     command.add_argument("uri")
     command.add_argument("body")
-    command.add_argument("uid", nargs="+")
+    command.add_argument("uid", nargs="*")
     command.set_defaults(run=many)
 
     command = commands.add_parser("online", help="ask who is online, of these or of those on standard input")

@@ -23,6 +23,7 @@ import java.io.IOException;
 import java.io.InputStreamReader;
 import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
@@ -39,6 +40,7 @@ public final class Backend {
             usage: backend push [--ack SECONDS] UID URI BODY
                    backend stream < PUSHES
                    backend many URI BODY UID...
+                   backend many URI BODY < UIDS
                    backend online UID...
                    backend online < UIDS
                    backend watch [UID...]""";
@@ -104,10 +106,10 @@ public final class Backend {
             push(new Input(rest.get(2), rest.get(3), rest.get(4), Double.valueOf(rest.get(1))));
         } else if (command.equals("stream") && rest.isEmpty()) {
             stream();
-        } else if (command.equals("many") && rest.size() > 2) {
+        } else if (command.equals("many") && rest.size() >= 2) {
             many(rest.get(0), rest.get(1), rest.subList(2, rest.size()));
         } else if (command.equals("online")) {
-            online(rest.isEmpty() ? new Scanner(System.in, StandardCharsets.UTF_8).tokens().toList() : rest);
+            online(rest);
         } else if (command.equals("watch")) {
             watch(rest);
         } else {
@@ -162,23 +164,35 @@ public final class Backend {
     }
 
     private void many(String uri, String body, List<String> uids) throws StatusException, InterruptedException {
-        List<PushResponse> results = gateway.withDeadlineAfter(Math.round(CALL_SECONDS * 1e3), TimeUnit.MILLISECONDS)
-                .pushMany(PushManyRequest.newBuilder().setUri(uri).setBody(body).addAllUids(uids).build())
-                .getResultsList();
-        for (int i = 0; i < results.size(); i++) {
-            write(Outcome.of(uids.get(i), results.get(i)));
+        PushManyRequest.Builder request = PushManyRequest.newBuilder().setUri(uri).setBody(body);
+        for (List<String> some : parts(uids)) {
+            List<PushResponse> results = gateway.withDeadlineAfter(Math.round(CALL_SECONDS * 1e3), TimeUnit.MILLISECONDS)
+                    .pushMany(request.clearUids().addAllUids(some).build())
+                    .getResultsList();
+            for (int i = 0; i < results.size(); i++) {
+                write(Outcome.of(some.get(i), results.get(i)));
+            }
         }
     }
 
     /** Without a deadline of its own: the service config has one for the calls that only read. */
     private void online(List<String> uids) throws StatusException, InterruptedException {
-        for (int begin = 0; begin < uids.size(); begin += UIDS_MAX) {
-            List<String> some = uids.subList(begin, Math.min(begin + UIDS_MAX, uids.size()));
+        for (List<String> some : parts(uids)) {
             IsOnlineRequest request = IsOnlineRequest.newBuilder().addAllUids(some).build();
             for (OnlineState state : gateway.isOnline(request).getStatesList()) {
                 write(new Online(state.getUid(), state.getOnline(), state.getConnections()));
             }
         }
+    }
+
+    /** These uids, or those on standard input, as many at a time as a call takes. */
+    private static List<List<String>> parts(List<String> named) {
+        List<String> uids = named.isEmpty() ? new Scanner(System.in, StandardCharsets.UTF_8).tokens().toList() : named;
+        List<List<String>> parts = new ArrayList<>();
+        for (int begin = 0; begin < uids.size(); begin += UIDS_MAX) {
+            parts.add(uids.subList(begin, Math.min(begin + UIDS_MAX, uids.size())));
+        }
+        return parts;
     }
 
     private void watch(List<String> uids) throws StatusException, InterruptedException {
@@ -202,7 +216,12 @@ public final class Backend {
     private void stream() throws StatusException, InterruptedException {
         BlockingClientCall<PushStreamRequest, PushStreamResponse> stream = gateway.pushStream();
         Map<Long, String> waiting = new ConcurrentSkipListMap<>();
-        CompletableFuture<Void> writing = CompletableFuture.runAsync(() -> writePushes(stream, waiting));
+        // On a thread of its own, which blocks, and keeps nobody from ending.
+        CompletableFuture<Void> writing = CompletableFuture.runAsync(() -> writePushes(stream, waiting), task -> {
+            Thread writer = new Thread(task, "pushes");
+            writer.setDaemon(true);
+            writer.start();
+        });
         try {
             PushStreamResponse response;
             while ((response = stream.read()) != null) {

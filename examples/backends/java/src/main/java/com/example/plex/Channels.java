@@ -25,9 +25,10 @@ final class Channels {
 
     /** A channel that shows the secret with each call. It connects at the first one. */
     static ManagedChannel open(Map<String, String> environment) throws IOException {
-        String target = environment.getOrDefault("PLEX_CONTROL", "127.0.0.1:9580");
-        String ca = environment.get("PLEX_CA");
-        ChannelCredentials credentials = ca == null
+        String control = environment.getOrDefault("PLEX_CONTROL", "");
+        String target = control.isEmpty() ? "127.0.0.1:9580" : control;
+        String ca = environment.getOrDefault("PLEX_CA", "");
+        ChannelCredentials credentials = ca.isEmpty()
                 ? InsecureChannelCredentials.create()
                 : TlsChannelCredentials.newBuilder().trustManager(new File(ca)).build();
         Metadata secret = new Metadata();

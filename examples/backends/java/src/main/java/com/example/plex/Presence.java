@@ -11,14 +11,14 @@ import io.plex.v1.OnlineStatusKind;
 import io.plex.v1.OnlineStatusRequest;
 import io.plex.v1.OnlineStatusResponse;
 import java.util.EnumSet;
-import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ThreadLocalRandom;
 
-/** Who is online, folded from the events of OnlineStatus. For one thread. */
+/** Who is online, folded from the events of OnlineStatus. One thread follows; any may ask. */
 final class Presence {
     /** Gets the news. */
     interface Listener {
@@ -44,7 +44,7 @@ final class Presence {
             Status.Code.UNIMPLEMENTED);
 
     /** The highest epoch seen is kept of who is offline, too, so that old news is seen to be old. */
-    private final Map<String, Change> known = new HashMap<>();
+    private final Map<String, Change> known = new ConcurrentHashMap<>();
 
     private final Listener listener;
 

@@ -15,9 +15,10 @@ pub(crate) mod wait;
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     net::SocketAddr,
     sync::{
-        Arc, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -37,7 +38,7 @@ use self::{
     wait::{Wait, Waiting},
 };
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, ForwardedPush},
     model::{ConnectionNumber, EndReason, Millis, Push, PushOutcome, PushStatus, Session, Uid},
     state::Numbers,
     telemetry::Metrics,
@@ -80,6 +81,8 @@ struct Inner {
     ack_waits: Arc<Semaphore>,
     draining: AtomicBool,
     unresolved: unresolved::Unresolved,
+    /// The numbers of the latest PushManys of which a part came, or may come, by another node.
+    many: Mutex<VecDeque<(u64, i64)>>,
 }
 
 /// What became of a push, as far as it is known when [`Hub::push`] returns.
@@ -120,6 +123,7 @@ impl Hub {
             ack_waits: Arc::new(Semaphore::new(settings.ack_waits_max)),
             draining: AtomicBool::new(false),
             unresolved: unresolved::Unresolved::default(),
+            many: Mutex::default(),
         }))
     }
 
@@ -258,11 +262,33 @@ impl Hub {
 
     /// Pushes to the connections of a uid that this node holds.
     fn push_here(&self, uid: &str, push: Push<'_>, ack: Option<Ack>) -> Pushed {
+        self.push_numbered(uid, push, ack, || self.0.numbers.next_seq())
+    }
+
+    /// As [`Hub::push_here`], where another node has asked for it, or a PushMany here had to wait: all of one PushMany get
+    /// one number.
+    fn push_forwarded(&self, push: &ForwardedPush, ack: Option<Ack>) -> Pushed {
+        let (uid, many) = (push.uid.as_str(), push.many);
+        let push = Push { uri: &push.uri, body: &push.body };
+        self.push_numbered(uid, push, ack, || if many == 0 { self.0.numbers.next_seq() } else { self.seq_of(many) })
+    }
+
+    fn seq_of(&self, many: u64) -> i64 {
+        let mut known = self.0.many.lock().expect("nobody panics while holding the numbers");
+        if let Some((_, seq)) = known.iter().find(|(other, _)| *other == many) {
+            return *seq;
+        }
+        let seq = self.0.numbers.next_seq();
+        remember(&mut known, many, seq);
+        seq
+    }
+
+    fn push_numbered(&self, uid: &str, push: Push<'_>, ack: Option<Ack>, seq: impl FnOnce() -> i64) -> Pushed {
         let found = self.0.registry.find(uid);
         if found.iter().next().is_none() {
             return Pushed::Done(PushOutcome::unsent(PushStatus::Offline));
         }
-        let seq = self.0.numbers.next_seq();
+        let seq = seq();
         FRAME.with_borrow_mut(|frame| {
             frame.clear();
             (self.0.settings.encode)(seq, push, frame);
@@ -322,10 +348,15 @@ impl Hub {
     /// Pushes one message to many uids, encoded once, with one seq. One outcome for each uid, in order.
     pub(crate) async fn push_many(&self, uids: &[String], push: Push<'_>) -> Vec<PushOutcome> {
         let (seq, frame) = self.shared_frame(push);
+        let mut many = 0;
+        if !self.0.cluster.is_single() {
+            many = rand::rng().random_range(1..=u64::MAX);
+            remember(&mut self.0.many.lock().expect("nobody panics while holding the numbers"), many, seq);
+        }
         let mut pushed = Vec::with_capacity(uids.len());
         for uid in uids {
             let here = self.push_frame(uid, self.0.registry.find(uid), seq, Frame::Shared(&frame), None);
-            pushed.push(self.with_elsewhere(uid, push, here));
+            pushed.push(self.with_elsewhere(uid, push, many, here));
             tokio::task::consume_budget().await;
         }
         let mut outcomes = Vec::with_capacity(pushed.len());
@@ -462,6 +493,16 @@ impl Hub {
             tokio::time::sleep(STEP).await;
         }
     }
+}
+
+/// How many PushManys are known by their number: those that may be under way at a time.
+const MANY_KNOWN: usize = 256;
+
+fn remember(known: &mut VecDeque<(u64, i64)>, many: u64, seq: i64) {
+    if known.len() == MANY_KNOWN {
+        known.pop_front();
+    }
+    known.push_back((many, seq));
 }
 
 /// A connection that the hub knows. Dropping it ends the connection, if nothing else has: an aborted task too goes

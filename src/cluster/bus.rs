@@ -27,6 +27,8 @@ pub(crate) struct ForwardedPush {
     pub(crate) body: Arc<str>,
     /// How long an answer of the device is waited for; `None`: it isn't.
     pub(crate) ack_timeout: Option<Duration>,
+    /// Of a PushMany: which, so that its node gives all of it one number. 0: it is alone.
+    pub(crate) many: u64,
 }
 
 /// What became of a push at another node.

@@ -48,31 +48,31 @@ impl Hub {
         let ack_deadline = ack.as_ref().map(|ack| ack.deadline);
         if self.0.unresolved.has(uid) {
             // Behind those that wait, so that they keep their order.
-            return self.unresolved(uid, push, ack_deadline);
+            return self.unresolved(uid, push, ack_deadline, 0);
         }
         let others = self.others_with(uid);
         let only_one = self.0.settings.connections_per_uid == 1;
         if others.is_empty() || (only_one && self.0.registry.find(uid).iter().next().is_some()) {
             return match self.push_here(uid, push, ack) {
                 Pushed::Done(outcome) if outcome.status == PushStatus::Offline && self.0.cluster.reads_late() => {
-                    self.unresolved(uid, push, ack_deadline)
+                    self.unresolved(uid, push, ack_deadline, 0)
                 }
                 pushed => pushed,
             };
         }
         // The permit stays with the part that waits here, or ends with it; the others hold one at their own node.
         let here = self.push_here(uid, push, ack);
-        Pushed::Elsewhere(self.ask_others(others, uid, push, ack_deadline, here))
+        Pushed::Elsewhere(self.ask_others(others, forwarded(uid, push, ack_deadline, 0), ack_deadline, here))
     }
 
     /// Waits until it is known who holds the uid.
-    fn unresolved(&self, uid: &str, push: Push<'_>, ack_deadline: Option<Instant>) -> Pushed {
-        let outcome = self.resolve(forwarded(uid, push, ack_deadline), ack_deadline);
+    fn unresolved(&self, uid: &str, push: Push<'_>, ack_deadline: Option<Instant>, many: u64) -> Pushed {
+        let outcome = self.resolve(forwarded(uid, push, ack_deadline, many), ack_deadline);
         Pushed::Elsewhere(Elsewhere { outcome, waits: ack_deadline.is_some() })
     }
 
     /// Adds what other nodes do with a push of [`Hub::push_many`].
-    pub(super) fn with_elsewhere(&self, uid: &str, push: Push<'_>, here: Pushed) -> Pushed {
+    pub(super) fn with_elsewhere(&self, uid: &str, push: Push<'_>, many: u64, here: Pushed) -> Pushed {
         if self.0.cluster.is_single() {
             return here;
         }
@@ -80,12 +80,12 @@ impl Hub {
         let only_one = self.0.settings.connections_per_uid == 1;
         match self.others_with(uid) {
             _ if sent_here && only_one => here,
-            _ if !sent_here && self.0.unresolved.has(uid) => self.unresolved(uid, push, None),
+            _ if !sent_here && self.0.unresolved.has(uid) => self.unresolved(uid, push, None, many),
             others if others.is_empty() && !sent_here && self.0.cluster.reads_late() => {
-                self.unresolved(uid, push, None)
+                self.unresolved(uid, push, None, many)
             }
             others if others.is_empty() => here,
-            others => Pushed::Elsewhere(self.ask_others(others, uid, push, None, here)),
+            others => Pushed::Elsewhere(self.ask_others(others, forwarded(uid, push, None, many), None, here)),
         }
     }
 
@@ -100,12 +100,10 @@ impl Hub {
     fn ask_others(
         &self,
         others: Vec<Incarnation>,
-        uid: &str,
-        push: Push<'_>,
+        forwarded: ForwardedPush,
         ack_deadline: Option<Instant>,
         here: Pushed,
     ) -> Elsewhere {
-        let forwarded = forwarded(uid, push, ack_deadline);
         let asked: Vec<_> =
             others.iter().map(|node| self.forward(*node, forwarded.clone(), ack_deadline).boxed()).collect();
         let here = async move {
@@ -238,7 +236,7 @@ impl Hub {
                 }
             },
         };
-        match self.push_here(push.uid.as_str(), Push { uri: &push.uri, body: &push.body }, ack) {
+        match self.push_forwarded(push, ack) {
             Pushed::Done(outcome) => {
                 let _ = answer.send(AtOnce::Told(match outcome.status {
                     PushStatus::Offline => Forwarded::NotHere,
@@ -257,12 +255,13 @@ impl Hub {
     }
 }
 
-fn forwarded(uid: &str, push: Push<'_>, ack_deadline: Option<Instant>) -> ForwardedPush {
+fn forwarded(uid: &str, push: Push<'_>, ack_deadline: Option<Instant>, many: u64) -> ForwardedPush {
     ForwardedPush {
         uid: Uid::new(uid).expect("it was checked"),
         uri: push.uri.into(),
         body: push.body.into(),
         ack_timeout: ack_deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
+        many,
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::{
 use super::{Ack, Hub, Pushed};
 use crate::{
     cluster::{Forwarded, ForwardedPush, Incarnation, Standing},
-    model::{Push, PushOutcome, PushStatus, Uid},
+    model::{PushOutcome, PushStatus, Uid},
 };
 
 /// How many pushes wait; over it, the others can't be reached.
@@ -216,7 +216,7 @@ impl Hub {
             Found::Unknown => _ = answer.send(PushOutcome::unsent(PushStatus::Unreachable)),
             Found::Here => {
                 let ack = ack_deadline.map(|deadline| Ack { deadline, permit: None });
-                match self.push_here(push.uid.as_str(), Push { uri: &push.uri, body: &push.body }, ack) {
+                match self.push_forwarded(&push, ack) {
                     Pushed::Done(outcome) => _ = answer.send(outcome),
                     Pushed::Waiting(waiting) => {
                         tokio::spawn(async move { answer.send(waiting.await) });

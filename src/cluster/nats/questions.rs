@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! question  version u8 = 1, kind u8, …
-//!   1 pushes      per push: id u64, ack_timeout u32 (ms, 0: none), uid u8+text, uri u16+text, body u32+text
+//!   1 pushes      per push: id u64, many u64 (0: alone), ack_timeout u32 (ms, 0: none), uid u8+text, uri u16+text, body u32+text
 //!   2 holds       uid u8+text, …
 //!   3 broadcast   uri u16+text, body u32+text
 //!   4 disconnect  uid u8+text, reason u16+text
@@ -97,6 +97,7 @@ pub(super) fn pushes<'a>(items: impl Iterator<Item = (u64, &'a ForwardedPush)>) 
     let mut out = vec![VERSION, 1];
     for (id, push) in items {
         out.u64(id);
+        out.u64(push.many);
         let ack = push.ack_timeout.map_or(0, |ack| u32::try_from(ack.as_millis()).unwrap_or(u32::MAX).max(1));
         out.u32(ack);
         out.short(push.uid.as_str());
@@ -146,11 +147,11 @@ pub(super) fn read_question(bytes: &[u8]) -> Result<Question, Unreadable> {
         1 => {
             let mut pushes = Vec::new();
             while !reader.is_empty() {
-                let (id, ack) = (reader.u64()?, reader.u32()?);
+                let (id, many, ack) = (reader.u64()?, reader.u64()?, reader.u32()?);
                 let ack_timeout = (ack != 0).then(|| Duration::from_millis(ack.into()));
                 let uid = reader.uid()?;
                 let (uri, body) = (read_middle(reader)?, read_long(reader)?);
-                pushes.push((id, ForwardedPush { uid, uri, body, ack_timeout }));
+                pushes.push((id, ForwardedPush { uid, uri, body, ack_timeout, many }));
             }
             Question::Pushes(pushes)
         }
@@ -322,7 +323,8 @@ mod tests {
     #[test]
     fn what_is_asked_and_answered_comes_back_as_it_was() {
         let uid = Uid::new("ä").unwrap();
-        let push = |ack_timeout| ForwardedPush { uid: uid.clone(), uri: "/x".into(), body: "{}".into(), ack_timeout };
+        let push =
+            |ack_timeout| ForwardedPush { uid: uid.clone(), uri: "/x".into(), body: "{}".into(), ack_timeout, many: 3 };
         let asked = [push(None), push(Some(Duration::from_millis(7)))];
         let Ok(Question::Pushes(read)) = read_question(&pushes((5..).zip(&asked))) else { panic!("pushes") };
         assert_eq!(
@@ -342,7 +344,7 @@ mod tests {
     #[test]
     fn what_is_cut_off_or_of_another_version_is_unreadable() {
         let uid = Uid::new("a").unwrap();
-        let push = ForwardedPush { uid: uid.clone(), uri: "/x".into(), body: "{}".into(), ack_timeout: None };
+        let push = ForwardedPush { uid: uid.clone(), uri: "/x".into(), body: "{}".into(), ack_timeout: None, many: 0 };
         for whole in
             [pushes([(1, &push)].into_iter()), disconnect(&uid, "why"), broadcast("/x", "b"), sessions(1, None)]
         {

@@ -13,7 +13,7 @@ fn pair() -> (LocalLog, (Cluster, Inbox), (Cluster, Inbox)) {
 }
 
 fn push(text: &str) -> ForwardedPush {
-    ForwardedPush { uid: uid(text), uri: "/x".into(), body: "".into(), ack_timeout: None }
+    ForwardedPush { uid: uid(text), uri: "/x".into(), body: "".into(), ack_timeout: None, many: 0 }
 }
 
 fn card(connections: u32, capacity: u32, address: &str) -> Card {

@@ -7,6 +7,7 @@ mod device;
 mod error;
 mod presence;
 
+pub(crate) use self::device::DeviceConnector;
 pub use self::{
     backoff::Backoff,
     control::{Control, ControlOptions, Responses},

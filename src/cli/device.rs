@@ -146,7 +146,7 @@ impl DeviceArgs {
 }
 
 /// The host of an address: what the gateway's certificate must be for.
-fn host_of(address: &str) -> &str {
+pub(super) fn host_of(address: &str) -> &str {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }

@@ -20,6 +20,7 @@ use tokio::{
 };
 use tokio_util::codec::{Encoder, FramedRead};
 
+pub(crate) use self::stream::DeviceConnector;
 pub use self::{
     event::{AuthAnswer, Event, Welcome},
     login::LoginError,

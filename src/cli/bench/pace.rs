@@ -1,6 +1,8 @@
 //! When pushes are meant to be made.
 
 use std::{
+    fs,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -39,14 +41,14 @@ pub(super) enum Pace {
 }
 
 impl Pace {
-    /// `rate` pushes a second, `step` of them at a time, until `end`.
-    pub(super) fn start(clock: Clock, rate: Option<u32>, step: u32, end: Duration) -> Self {
+    /// `rate` a second, `step` of them at a time, from `begun` to `end`; without a rate, whenever there is room.
+    pub(super) fn start(clock: Clock, rate: Option<u32>, step: u32, begun: Duration, end: Duration) -> Self {
         let Some(rate) = rate else { return Self::Full { clock, end } };
         let (due, times) = mpsc::channel(BEHIND_MAX);
         let interval = f64::from(step) / f64::from(rate);
-        let begun = clock.now();
         // A thread sleeps finer than a runtime's timer, whose millisecond would show in every latency.
         thread::spawn(move || {
+            sleep_exactly();
             for step in 0.. {
                 let at = begun + Duration::from_secs_f64(interval * f64::from(step));
                 if at >= end {
@@ -83,4 +85,13 @@ impl Pace {
     pub(super) fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
     }
+}
+
+/// Asks the kernel not to let this thread sleep longer than told, to save power: by default it may, by 50 µs, which would
+/// show in every latency. Where it doesn't listen, it does.
+fn sleep_exactly() {
+    let own = fs::read_link("/proc/thread-self").ok();
+    // "PID/task/TID", and a thread may write only its own, which stands under its number as if it were a process.
+    let thread = own.as_deref().and_then(Path::file_name);
+    let _ = thread.map(|thread| fs::write(Path::new("/proc").join(thread).join("timerslack_ns"), "1"));
 }

@@ -66,7 +66,7 @@ impl Device {
             stream.set_nodelay(true)?;
             let stream = match &options.tls {
                 None => DeviceStream::Plain(stream),
-                Some(tls) => DeviceStream::Tls(Box::new(tls.connect(stream).await?)),
+                Some(tls) => tls.connector()?.connect(stream).await?,
             };
             authenticated(stream, &options).await
         };

@@ -41,11 +41,26 @@ impl DeviceTls {
         self
     }
 
-    pub(super) async fn connect(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, LoginError> {
+    /// Reads the files once, for any number of devices.
+    pub(crate) fn connector(&self) -> Result<DeviceConnector, LoginError> {
         let name = ServerName::try_from(self.server_name.clone())
             .map_err(|_| LoginError::ServerName(self.server_name.clone()))?;
         let config = tls::client_config(self.ca.as_deref()).map_err(LoginError::File)?;
-        Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
+        Ok(DeviceConnector { name, tls: Arc::new(config).into() })
+    }
+}
+
+/// What makes connections by TLS to a gateway of one name. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct DeviceConnector {
+    name: ServerName<'static>,
+    tls: TlsConnector,
+}
+
+impl DeviceConnector {
+    /// The handshake.
+    pub(crate) async fn connect(&self, stream: TcpStream) -> io::Result<DeviceStream> {
+        Ok(DeviceStream::Tls(Box::new(self.tls.connect(self.name.clone(), stream).await?)))
     }
 }
 

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Both measure one gateway, in turn, in the same run; of each figure the medians are compared. It fails where they are
-//! further apart than 10 %.
+//! further apart than 10 %, latencies also than what a gRPC library takes: plex bench pushes by one, as backends do, and
+//! `load.c` writes bytes that it has made before.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -23,6 +24,10 @@ use support::{Arguments, Gateway, SECRET, median};
 
 /// How far apart two figures may be.
 const APART_MAX: f64 = 0.10;
+
+/// What the library may take, in µs: 4 more from the timer to the socket, and on two cores the gateway waits for what it
+/// does behind that.
+const LIBRARY_US: f64 = 20.0;
 
 /// What one program tells of one round.
 struct Figures {
@@ -51,25 +56,25 @@ fn main() -> ExitCode {
     }
     println!("\n| | plex bench | load.c | apart |\n| --- | --- | --- | --- |");
     let rows = [
-        compare("pushes/s, full load", &full, |figures| figures.pushes_per_second),
-        compare("µs CPU a push, full load", &full, |figures| figures.cpu_us),
-        compare(&format!("µs CPU a push, {rate}/s"), &paced, |figures| figures.cpu_us),
-        compare(&format!("p50 in µs, {rate}/s"), &paced, |figures| figures.p50_us),
+        compare("pushes/s, full load", &full, |figures| figures.pushes_per_second, 0.0),
+        compare("µs CPU a push, full load", &full, |figures| figures.cpu_us, 0.0),
+        compare(&format!("µs CPU a push, {rate}/s"), &paced, |figures| figures.cpu_us, 0.0),
+        compare(&format!("p50 in µs, {rate}/s"), &paced, |figures| figures.p50_us, LIBRARY_US),
     ];
     if rows.into_iter().all(|agrees| agrees) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("they are further apart than {:.0} %", APART_MAX * 100.0);
+    eprintln!("they are further apart than {:.0} %, latencies and {LIBRARY_US:.0} µs", APART_MAX * 100.0);
     ExitCode::FAILURE
 }
 
-/// Prints a row: the medians of both, and how far apart they are.
-fn compare(what: &str, rounds: &[(Figures, Figures)], figure: impl Fn(&Figures) -> f64) -> bool {
+/// Prints a row: the medians of both, and how far apart they are. `more` is what the own may be above.
+fn compare(what: &str, rounds: &[(Figures, Figures)], figure: impl Fn(&Figures) -> f64, more: f64) -> bool {
     let own = median(rounds.iter().map(|(own, _)| figure(own)));
     let independent = median(rounds.iter().map(|(_, independent)| figure(independent)));
     let apart = own / independent - 1.0;
     println!("| {what} | {own:.1} | {independent:.1} | {:+.1} % |", apart * 100.0);
-    apart.abs() <= APART_MAX
+    (independent * (1.0 - APART_MAX)..=independent * (1.0 + APART_MAX) + more).contains(&own)
 }
 
 impl Ground {

@@ -24,6 +24,7 @@ use std::{
 };
 
 use indicatif::ProgressBar;
+use tokio::task::LocalSet;
 
 pub(super) use self::args::{BenchArgs, FloorArgs};
 use self::{
@@ -51,6 +52,11 @@ pub(super) use floor::serve as floor;
 
 /// Measures. No is the answer where a push was lost or came twice, or a change of presence wasn't told.
 pub(super) async fn bench(args: BenchArgs, config: Option<PathBuf>) -> Result<Exit, Failure> {
+    // Devices may live on this thread.
+    LocalSet::new().run_until(measure(args, config)).await
+}
+
+async fn measure(args: BenchArgs, config: Option<PathBuf>) -> Result<Exit, Failure> {
     let mut output = Output::stdout(args.json);
     if !args.merge.is_empty() {
         let report = Report::new(Tally::merged(&args.merge)?, None, None);

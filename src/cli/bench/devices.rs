@@ -12,7 +12,6 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Poll, ready},
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -23,7 +22,7 @@ use tokio::{
     io::{AsyncRead, AsyncWriteExt, ReadBuf},
     sync::{mpsc, oneshot},
     task::LocalSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -59,12 +58,20 @@ pub(super) struct FleetPlan {
     pub(super) sent: Arc<[AtomicU64]>,
 }
 
-/// The devices, on a thread of their own.
+/// The devices, all on one thread.
 pub(super) struct Fleet {
     orders: mpsc::UnboundedSender<Order>,
     connected: u32,
     came: Arc<AtomicU64>,
-    thread: JoinHandle<Received>,
+    running: Running,
+}
+
+/// Where they live.
+enum Running {
+    /// On a thread of their own.
+    Thread(std::thread::JoinHandle<Received>),
+    /// On that which pushes.
+    Task(tokio::task::JoinHandle<Received>),
 }
 
 /// What the devices got.
@@ -116,19 +123,16 @@ impl Fleet {
             logins: latencies(),
         });
         let counted = Arc::clone(&came);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::new(Exit::No, format!("can't start: {error}")))?;
-        let thread = std::thread::spawn(move || {
-            let shared = Rc::new(Shared { plan, came: counted, received, window: RefCell::new((u64::MAX, 0)) });
-            let local = LocalSet::new();
-            local.block_on(&runtime, serve(Rc::clone(&shared), inbox));
-            drop(local);
-            let Some(shared) = Rc::into_inner(shared) else { unreachable!("its tasks have gone with their set") };
-            shared.received.into_inner()
-        });
-        Ok(Self { orders, connected: 0, came, thread })
+        let running = if own_thread() {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| Failure::new(Exit::No, format!("can't start: {error}")))?;
+            Running::Thread(std::thread::spawn(move || runtime.block_on(live(plan, counted, received, inbox))))
+        } else {
+            Running::Task(tokio::task::spawn_local(live(plan, counted, received, inbox)))
+        };
+        Ok(Self { orders, connected: 0, came, running })
     }
 
     /// Connects more devices, until there are `count`: at this pace, else as fast as they get in.
@@ -157,9 +161,35 @@ impl Fleet {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let _ = self.orders.send(Order::Finish);
-        let thread = self.thread;
-        tokio::task::spawn_blocking(|| thread.join().expect("devices don't panic")).await.expect("it isn't cancelled")
+        let received = match self.running {
+            Running::Task(task) => task.await,
+            Running::Thread(thread) => {
+                tokio::task::spawn_blocking(|| thread.join().expect("devices don't panic")).await
+            }
+        };
+        received.expect("it isn't cancelled")
     }
+}
+
+/// Whether there are cores enough for devices and pushes beside a gateway that has as many. On fewer they would take
+/// turns, and their waiting would be told as the gateway's latency.
+fn own_thread() -> bool {
+    std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= 4)
+}
+
+/// All of them, to the end of the run.
+async fn live(
+    plan: FleetPlan,
+    came: Arc<AtomicU64>,
+    received: RefCell<Received>,
+    inbox: mpsc::UnboundedReceiver<Order>,
+) -> Received {
+    let shared = Rc::new(Shared { plan, came, received, window: RefCell::new((u64::MAX, 0)) });
+    let local = LocalSet::new();
+    local.run_until(serve(Rc::clone(&shared), inbox)).await;
+    drop(local);
+    let Some(shared) = Rc::into_inner(shared) else { unreachable!("its tasks have gone with their set") };
+    shared.received.into_inner()
 }
 
 async fn serve(shared: Rc<Shared>, mut inbox: mpsc::UnboundedReceiver<Order>) {
@@ -216,7 +246,7 @@ async fn device(shared: Rc<Shared>, logged_in: LoggedIn) {
     let order = shared.plan.logins.order();
     let mut heard = Heard { home: Home::of(&node, &shared.plan.nodes), ..Heard::default() };
     let mut answers = Vec::new();
-    let mut beat = Instant::now() + heartbeat;
+    let mut beat = Box::pin(sleep(heartbeat));
     loop {
         let read = tokio::select! {
             read = poll_fn(|cx| {
@@ -227,8 +257,8 @@ async fn device(shared: Rc<Shared>, logged_in: LoggedIn) {
                     Poll::Ready(io::Result::Ok(buffer.filled().len()))
                 })
             }) => read,
-            () = sleep_until(beat) => {
-                beat += heartbeat;
+            () = &mut beat => {
+                beat.as_mut().reset(Instant::now() + heartbeat);
                 frame::encode(order, 0, "/heartbeat", "", &mut answers);
                 Ok(1)
             }

@@ -224,16 +224,20 @@ impl Load {
         let (answered, room) = (AtomicU64::new(0), Notify::new());
         let write = async {
             let (streams, mut place) = (streams, 0);
-            while let Some(first) = pace.next().await {
+            loop {
                 let node = self.node(place, batch as u64);
+                let push = |place, meant| PushRequest { ack_timeout, ..self.push(place, meant, &self.nodes[node]) };
+                // Made before its time, so that making it isn't told as latency.
+                let ready = pace.coming().map(|meant| push(place, meant));
+                let Some(first) = pace.next().await else { return };
                 let mut pushes = Vec::with_capacity(batch);
-                let mut due = Some(first);
-                while let Some(meant) = due.take() {
-                    pushes.push(PushRequest { ack_timeout, ..self.push(place, meant, &self.nodes[node]) });
+                pushes.push(ready.unwrap_or_else(|| push(place, first)));
+                place += 1;
+                while pushes.len() < batch
+                    && let Some(meant) = pace.next_due()
+                {
+                    pushes.push(push(place, meant));
                     place += 1;
-                    if pushes.len() < batch {
-                        due = pace.next_due();
-                    }
                 }
                 if streams[node].send(PushStreamRequest { pushes }).await.is_err() {
                     // The stream has ended: its end tells why.

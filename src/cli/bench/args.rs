@@ -40,9 +40,9 @@ pub(in crate::cli) struct BenchArgs {
     /// Pushes to a message (batch, ack), uids to a call (many)
     #[arg(long, value_name = "COUNT", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub(super) batch: u32,
-    /// Calls under way at a time (unary, many, broadcast)
-    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub(super) in_flight: u32,
+    /// Calls under way at a time [default: 64 (unary, many), 2 (broadcast)]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(super) in_flight: Option<u32>,
     /// The gateway's addresses for devices, HOST:PORT; of several nodes all, each gets as many devices [default: what
     /// GetHost tells]
     #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]

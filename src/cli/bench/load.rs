@@ -82,7 +82,9 @@ pub(super) struct Sizes {
 
 impl Sizes {
     pub(super) fn of(args: &BenchArgs) -> Self {
-        Self { body: args.body as usize, batch: args.batch, in_flight: args.in_flight as usize }
+        // Broadcasts that are made at the same time end at the same time, and late.
+        let in_flight = args.in_flight.unwrap_or(if args.mode == Mode::Broadcast { 2 } else { 64 });
+        Self { body: args.body as usize, batch: args.batch, in_flight: in_flight as usize }
     }
 }
 

@@ -144,8 +144,9 @@ impl Percentiles {
 
 impl Report {
     pub(super) fn new(tally: Tally, bytes_per_device: Option<f64>, floor: Option<Floor>) -> Self {
-        let per_push = |cpu: u64| cpu as f64 / 1e3 / tally.pushes.max(1) as f64;
-        let cpu_us_per_push = (!tally.cpu_ns.is_empty()).then(|| per_push(tally.cpu_ns.values().sum()));
+        let per_push = |cpu: u64| cpu as f64 / 1e3 / tally.pushes as f64;
+        let has_cpu = !tally.cpu_ns.is_empty() && tally.pushes > 0;
+        let cpu_us_per_push = has_cpu.then(|| per_push(tally.cpu_ns.values().sum()));
         let nodes = tally.cpu_ns.iter().map(|(pid, cpu)| NodeReport { pid: *pid, cpu_us_per_push: per_push(*cpu) });
         let was_forwarded = !tally.forwarded.is_empty();
         let mut latency = tally.local.clone();
@@ -167,7 +168,7 @@ impl Report {
             doubled: tally.doubled,
             connections_ended: tally.connections_ended,
             cpu_us_per_push,
-            nodes: if tally.cpu_ns.len() > 1 { nodes.collect() } else { Vec::new() },
+            nodes: if has_cpu && tally.cpu_ns.len() > 1 { nodes.collect() } else { Vec::new() },
             bytes_per_device,
             floor: floor.map(|floor| FloorReport {
                 cpu_us_per_write: floor.cpu_us,

@@ -128,6 +128,8 @@ mod device;
 mod error;
 mod presence;
 
+#[cfg(feature = "cli")]
+pub(crate) use self::device::DeviceConnector;
 pub use self::{
     answer::{BroadcastOutcome, Host, Info, Online, OnlineState, PushOutcome, PushRequest, PushStatus, Session},
     backoff::Backoff,

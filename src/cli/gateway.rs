@@ -24,13 +24,23 @@ pub(super) struct GatewayArgs {
     /// The gateway's control plane, http://HOST:PORT or https://HOST:PORT [default: control.listen of the configuration]
     #[arg(long, value_name = "URL")]
     control: Option<String>,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// Print one JSON object to a line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// How a gateway is trusted, and what it is shown.
+#[derive(Debug, Clone, Args)]
+pub(super) struct AccessArgs {
     /// The file with its secret [default: the secret of the gateway on this machine]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// A PEM file with the certificates that sign the gateway's [default: the system's; without --control the certificate
     /// of control.tls_cert itself]
     #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
+    pub(super) ca: Option<PathBuf>,
     /// A PEM file with the certificate that is shown to the gateway. With --control and without --secret-file it is all that
     /// is shown
     #[arg(long, value_name = "FILE", requires = "key")]
@@ -38,21 +48,25 @@ pub(super) struct GatewayArgs {
     /// A PEM file with its private key
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
-    /// Print one JSON object to a line
-    #[arg(long)]
-    pub(super) json: bool,
 }
 
 impl GatewayArgs {
     /// The control plane that the arguments name, the configuration filling in what they don't. To be called inside a
     /// Tokio runtime.
     pub(super) fn connect(&self, config: Option<PathBuf>) -> Result<Control, Failure> {
+        self.access.connect(self.control.as_deref(), config)
+    }
+}
+
+impl AccessArgs {
+    /// The control plane at `url`, else that of the configuration. To be called inside a Tokio runtime.
+    pub(super) fn connect(&self, url: Option<&str>, config: Option<PathBuf>) -> Result<Control, Failure> {
         let given = self.secret_file.as_deref().map(read_secret).transpose()?;
-        let (url, mut options) = match (&self.control, given) {
+        let (url, mut options) = match (url, given) {
             // The configuration isn't looked at: this machine may have none, or that of something else.
-            (Some(url), Some(secret)) => (url.clone(), ControlOptions::new(&secret)),
-            (Some(url), None) if self.cert.is_some() => (url.clone(), ControlOptions::new("")),
-            (Some(url), None) => (url.clone(), ControlOptions::new(&any_local_secret(&load(config)?)?)),
+            (Some(url), Some(secret)) => (url.to_owned(), ControlOptions::new(&secret)),
+            (Some(url), None) if self.cert.is_some() => (url.to_owned(), ControlOptions::new("")),
+            (Some(url), None) => (url.to_owned(), ControlOptions::new(&any_local_secret(&load(config)?)?)),
             (None, given) => self.local(&load(config)?, given)?,
         };
         if let Some(ca) = &self.ca {

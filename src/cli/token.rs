@@ -44,7 +44,7 @@ pub(super) fn token(args: &TokenArgs, config: Option<PathBuf>) -> Result<Exit, F
     let config = gateway::load(config)?;
     Uid::new(&args.uid).map_err(|error| Failure::new(Exit::Usage, format!("UID: {error}")))?;
     let signer = match &args.key {
-        Some(file) => named(file)?,
+        Some(file) => named("--key", file)?,
         None => configured(&config)?,
     };
     let (issuer, audience) = (config.auth.issuer.as_deref(), config.auth.audience.as_deref());
@@ -53,8 +53,9 @@ pub(super) fn token(args: &TokenArgs, config: Option<PathBuf>) -> Result<Exit, F
     Ok(Exit::Done)
 }
 
-fn named(file: &Path) -> Result<Signer, Failure> {
-    let refused = |problem: String| Failure::new(Exit::Usage, format!("--key {}", shown(&problem)));
+/// The HMAC secret of a file that a flag names.
+pub(super) fn named(flag: &str, file: &Path) -> Result<Signer, Failure> {
+    let refused = |problem: String| Failure::new(Exit::Usage, format!("{flag} {}", shown(&problem)));
     let signer = Signer::read(file).map_err(|error| refused(error.to_string()))?;
     signer.ok_or_else(|| refused(format!("{}: holds keys that only check; an HMAC secret is needed", file.display())))
 }

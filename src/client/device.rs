@@ -24,6 +24,8 @@ use tokio::{
 };
 use tokio_util::codec::{Encoder, FramedRead};
 
+#[cfg(feature = "cli")]
+pub(crate) use self::socket::DeviceConnector;
 pub use self::{
     credential::Credential,
     event::{AuthAnswer, Event, Welcome},

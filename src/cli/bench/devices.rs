@@ -5,14 +5,13 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Range,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Poll, ready},
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -20,52 +19,59 @@ use futures_util::{StreamExt, stream};
 use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf},
-    net::{TcpSocket, TcpStream, lookup_host},
+    io::{AsyncRead, AsyncWriteExt, ReadBuf},
     sync::{mpsc, oneshot},
     task::LocalSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep},
 };
 
 use super::{
     load::Stamp,
-    pace::Clock,
+    login::{LoggedIn, Logins},
+    pace::{Clock, Pace},
     report::{Window, latencies},
 };
 use crate::{
     cli::{Exit, Failure},
-    frame::{self, ByteOrder},
+    client::DeviceSocket,
+    frame,
 };
 
-/// Devices that log in at a time.
+/// Devices that log in at a time, where no rate is told.
 const LOGINS_MAX: usize = 200;
 
-/// Devices to a source address of loopback: below the number of ephemeral ports (28,232).
-const DEVICES_PER_SOURCE: u32 = 20_000;
-
-/// Below the gateway's default time-out of 120 s, with room for one that is lost.
-const HEARTBEAT: Duration = Duration::from_secs(50);
+/// The same where one is: so many may be late before the next has to wait.
+const LOGINS_OPEN_MAX: usize = 10_000;
 
 /// Numbers of pushes that a device remembers, to know one that comes twice.
 const REMEMBERED: usize = 64;
 
 /// What the devices need to know.
 pub(super) struct FleetPlan {
-    pub(super) address: String,
-    pub(super) sources: Vec<IpAddr>,
-    pub(super) prefix: String,
-    pub(super) order: ByteOrder,
+    pub(super) logins: Logins,
+    /// The nodes that push, by name: their places are what stamps tell, of two of one name that of the first.
+    pub(super) nodes: Vec<String>,
     /// Whether each push is answered.
     pub(super) acks: bool,
     pub(super) clock: Clock,
+    /// When each device sent its credential, in nanoseconds of the clock; of those for which there is room.
+    pub(super) sent: Arc<[AtomicU64]>,
 }
 
-/// The devices, on a thread of their own.
+/// The devices, all on one thread.
 pub(super) struct Fleet {
     orders: mpsc::UnboundedSender<Order>,
     connected: u32,
     came: Arc<AtomicU64>,
-    thread: JoinHandle<Received>,
+    running: Running,
+}
+
+/// Where they live.
+enum Running {
+    /// On a thread of their own.
+    Thread(std::thread::JoinHandle<Received>),
+    /// On that which pushes.
+    Task(tokio::task::JoinHandle<Received>),
 }
 
 /// What the devices got.
@@ -75,12 +81,17 @@ pub(super) struct Received {
     pub(super) doubled: u64,
     /// Connections that ended before the run did.
     pub(super) ended: u64,
-    /// From the time for which a push was meant to its arrival, in nanoseconds; those of the window.
-    pub(super) latency: Histogram<u64>,
+    /// From the time for which a push was meant to its arrival, in nanoseconds; those of the window. Of pushes that were
+    /// made at the device's own node.
+    pub(super) local: Histogram<u64>,
+    /// The same of those that another node was asked for.
+    pub(super) forwarded: Histogram<u64>,
+    /// From the time for which a login was meant to its success.
+    pub(super) logins: Histogram<u64>,
 }
 
 enum Order {
-    Connect { first: u32, count: u32, bar: ProgressBar, done: oneshot::Sender<Result<(), String>> },
+    Connect { numbers: Range<u32>, pace: Option<Pace>, bar: ProgressBar, done: oneshot::Sender<Result<(), Failure>> },
     Measure { begin: u64, end: u64 },
     Finish,
 }
@@ -103,31 +114,34 @@ impl Fleet {
     pub(super) fn start(plan: FleetPlan) -> Result<Self, Failure> {
         let (orders, inbox) = mpsc::unbounded_channel();
         let came = Arc::new(AtomicU64::new(0));
-        let received = RefCell::new(Received { pushes: 0, doubled: 0, ended: 0, latency: latencies() });
-        let counted = Arc::clone(&came);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::new(Exit::No, format!("can't start: {error}")))?;
-        let thread = std::thread::spawn(move || {
-            let shared = Rc::new(Shared { plan, came: counted, received, window: RefCell::new((u64::MAX, 0)) });
-            let local = LocalSet::new();
-            local.block_on(&runtime, serve(Rc::clone(&shared), inbox));
-            drop(local);
-            let Some(shared) = Rc::into_inner(shared) else { unreachable!("its tasks have gone with their set") };
-            shared.received.into_inner()
+        let received = RefCell::new(Received {
+            pushes: 0,
+            doubled: 0,
+            ended: 0,
+            local: latencies(),
+            forwarded: latencies(),
+            logins: latencies(),
         });
-        Ok(Self { orders, connected: 0, came, thread })
+        let counted = Arc::clone(&came);
+        let running = if own_thread() {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| Failure::new(Exit::No, format!("can't start: {error}")))?;
+            Running::Thread(std::thread::spawn(move || runtime.block_on(live(plan, counted, received, inbox))))
+        } else {
+            Running::Task(tokio::task::spawn_local(live(plan, counted, received, inbox)))
+        };
+        Ok(Self { orders, connected: 0, came, running })
     }
 
-    /// Connects more devices, until there are `count`.
-    pub(super) async fn connect(&mut self, count: u32, bar: &ProgressBar) -> Result<(), Failure> {
+    /// Connects more devices, until there are `count`: at this pace, else as fast as they get in.
+    pub(super) async fn connect(&mut self, count: u32, pace: Option<Pace>, bar: &ProgressBar) -> Result<(), Failure> {
         let (done, answer) = oneshot::channel();
-        let (first, count) = (self.connected, count - self.connected);
-        self.connected += count;
-        let _ = self.orders.send(Order::Connect { first, count, bar: bar.clone(), done });
-        let answer = answer.await.unwrap_or_else(|_| Err("the devices' thread ended".to_owned()));
-        answer.map_err(|why| Failure::new(Exit::Unreachable, why))
+        let numbers = self.connected..count;
+        self.connected = count;
+        let _ = self.orders.send(Order::Connect { numbers, pace, bar: bar.clone(), done });
+        answer.await.unwrap_or_else(|_| Err(Failure::new(Exit::No, "the devices' thread ended")))
     }
 
     /// Keeps the latencies of pushes that are meant for this window.
@@ -147,31 +161,42 @@ impl Fleet {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let _ = self.orders.send(Order::Finish);
-        let thread = self.thread;
-        tokio::task::spawn_blocking(|| thread.join().expect("devices don't panic")).await.expect("it isn't cancelled")
+        let received = match self.running {
+            Running::Task(task) => task.await,
+            Running::Thread(thread) => {
+                tokio::task::spawn_blocking(|| thread.join().expect("devices don't panic")).await
+            }
+        };
+        received.expect("it isn't cancelled")
     }
+}
+
+/// Whether there are cores enough for devices and pushes beside a gateway that has as many. On fewer they would take
+/// turns, and their waiting would be told as the gateway's latency.
+fn own_thread() -> bool {
+    std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= 4)
+}
+
+/// All of them, to the end of the run.
+async fn live(
+    plan: FleetPlan,
+    came: Arc<AtomicU64>,
+    received: RefCell<Received>,
+    inbox: mpsc::UnboundedReceiver<Order>,
+) -> Received {
+    let shared = Rc::new(Shared { plan, came, received, window: RefCell::new((u64::MAX, 0)) });
+    let local = LocalSet::new();
+    local.run_until(serve(Rc::clone(&shared), inbox)).await;
+    drop(local);
+    let Some(shared) = Rc::into_inner(shared) else { unreachable!("its tasks have gone with their set") };
+    shared.received.into_inner()
 }
 
 async fn serve(shared: Rc<Shared>, mut inbox: mpsc::UnboundedReceiver<Order>) {
     while let Some(order) = inbox.recv().await {
         match order {
-            Order::Connect { first, count, bar, done } => {
-                let logins = stream::iter(first..first + count).map(|number| login(&shared, number));
-                let mut logins = logins.buffer_unordered(LOGINS_MAX);
-                let mut outcome = Ok(());
-                while let Some(login) = logins.next().await {
-                    match login {
-                        Ok(stream) => {
-                            tokio::task::spawn_local(device(Rc::clone(&shared), stream));
-                            bar.inc(1);
-                        }
-                        Err(why) => {
-                            outcome = Err(why);
-                            break;
-                        }
-                    }
-                }
-                let _ = done.send(outcome);
+            Order::Connect { numbers, pace, bar, done } => {
+                let _ = done.send(connect(&shared, numbers, pace, &bar).await);
             }
             Order::Measure { begin, end } => *shared.window.borrow_mut() = (begin, end),
             Order::Finish => return,
@@ -179,59 +204,49 @@ async fn serve(shared: Rc<Shared>, mut inbox: mpsc::UnboundedReceiver<Order>) {
     }
 }
 
-/// The uid of a device.
-pub(super) fn uid(prefix: &str, number: u32) -> String {
-    format!("{prefix}{number:06}")
+/// Logs devices in, at this pace or one for each that got in; those that got in live on their own.
+async fn connect(
+    shared: &Rc<Shared>,
+    numbers: Range<u32>,
+    pace: Option<Pace>,
+    bar: &ProgressBar,
+) -> Result<(), Failure> {
+    let at_a_time = if pace.is_some() { LOGINS_OPEN_MAX } else { LOGINS_MAX };
+    let due = stream::unfold((numbers, pace), |(mut numbers, mut pace)| async {
+        let number = numbers.next()?;
+        let meant = match &mut pace {
+            Some(pace) => pace.next().await?,
+            None => shared.plan.clock.nanos(),
+        };
+        Some(((number, meant), (numbers, pace)))
+    });
+    let logins = due.map(|(number, meant)| login(shared, number, meant));
+    let mut logins = std::pin::pin!(logins.buffer_unordered(at_a_time));
+    while let Some(logged_in) = logins.next().await {
+        tokio::task::spawn_local(device(Rc::clone(shared), logged_in?));
+        bar.inc(1);
+    }
+    Ok(())
 }
 
-async fn login(shared: &Shared, number: u32) -> Result<TcpStream, String> {
-    let FleetPlan { address, prefix, order, .. } = &shared.plan;
-    let failure = |error: io::Error| format!("device {number} of {address}: {error}");
-    let to = lookup_host(address).await.map_err(failure)?.next().ok_or_else(|| format!("{address}: no such host"))?;
-    let mut stream = dial(to, source(&shared.plan.sources, to, number)).await.map_err(failure)?;
-    let credential = uid(prefix, number);
-    let mut frame = Vec::new();
-    frame::encode(*order, 0, "/auth/server", &credential, &mut frame);
-    stream.write_all(&frame).await.map_err(failure)?;
-    let mut length = [0; 4];
-    stream.read_exact(&mut length).await.map_err(failure)?;
-    let length = match order {
-        ByteOrder::Big => u32::from_be_bytes(length),
-        ByteOrder::Little => u32::from_le_bytes(length),
-    };
-    let mut answer = vec![0; (length as usize).min(4 << 10)];
-    stream.read_exact(&mut answer).await.map_err(failure)?;
-    match frame::parse(&answer) {
-        Ok(Some(message)) if message.uri == "/auth/success" => Ok(stream),
-        _ => Err(format!("device {number} of {address}: {credential} isn't let in")),
+async fn login(shared: &Shared, number: u32, meant: u64) -> Result<LoggedIn, Failure> {
+    let FleetPlan { logins, clock, sent, .. } = &shared.plan;
+    let dialled = logins.dial(number).await?;
+    if let Some(sent) = sent.get(number as usize) {
+        sent.store(clock.nanos(), Relaxed);
     }
-}
-
-/// Where a device connects from; none: the system chooses.
-pub(super) fn source(sources: &[IpAddr], to: SocketAddr, number: u32) -> Option<IpAddr> {
-    if !sources.is_empty() {
-        return Some(sources[number as usize % sources.len()]);
-    }
-    let place = number / DEVICES_PER_SOURCE;
-    let is_loopback = matches!(to.ip(), IpAddr::V4(ip) if ip.is_loopback());
-    (is_loopback && place > 0).then(|| Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + place).into())
-}
-
-pub(super) async fn dial(to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
-    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    if let Some(source) = source {
-        socket.bind(SocketAddr::new(source, 0))?;
-    }
-    let stream = socket.connect(to).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    let logged_in = logins.authenticate(number, dialled).await?;
+    shared.received.borrow_mut().logins.saturating_record(clock.nanos().saturating_sub(meant));
+    Ok(logged_in)
 }
 
 /// One device, to its end.
-async fn device(shared: Rc<Shared>, mut stream: TcpStream) {
-    let mut heard = Heard::default();
+async fn device(shared: Rc<Shared>, logged_in: LoggedIn) {
+    let LoggedIn { mut stream, node, heartbeat } = logged_in;
+    let order = shared.plan.logins.order();
+    let mut heard = Heard { home: Home::of(&node, &shared.plan.nodes), ..Heard::default() };
     let mut answers = Vec::new();
-    let mut beat = Instant::now() + HEARTBEAT;
+    let mut beat = Box::pin(sleep(heartbeat));
     loop {
         let read = tokio::select! {
             read = poll_fn(|cx| {
@@ -242,14 +257,14 @@ async fn device(shared: Rc<Shared>, mut stream: TcpStream) {
                     Poll::Ready(io::Result::Ok(buffer.filled().len()))
                 })
             }) => read,
-            () = sleep_until(beat) => {
-                beat += HEARTBEAT;
-                frame::encode(shared.plan.order, 0, "/heartbeat", "", &mut answers);
+            () = &mut beat => {
+                beat.as_mut().reset(Instant::now() + heartbeat);
+                frame::encode(order, 0, "/heartbeat", "", &mut answers);
                 Ok(1)
             }
         };
         let open = read.is_ok_and(|bytes| bytes > 0);
-        if !open || (!answers.is_empty() && stream.write_all(&answers).await.is_err()) {
+        if !open || (!answers.is_empty() && write(&mut stream, &answers).await.is_err()) {
             shared.received.borrow_mut().ended += 1;
             return;
         }
@@ -257,9 +272,37 @@ async fn device(shared: Rc<Shared>, mut stream: TcpStream) {
     }
 }
 
+async fn write(stream: &mut DeviceSocket, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
+/// Where a device is, among the nodes that push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Home {
+    /// Its gateway tells no name.
+    #[default]
+    Unknown,
+    /// At the node of this place.
+    At(u8),
+    /// At none of them.
+    Elsewhere,
+}
+
+impl Home {
+    fn of(node: &str, nodes: &[String]) -> Self {
+        if node.is_empty() {
+            return Self::Unknown;
+        }
+        let place = nodes.iter().position(|named| named == node).and_then(|place| u8::try_from(place).ok());
+        place.map_or(Self::Elsewhere, Self::At)
+    }
+}
+
 /// What one device has heard.
 #[derive(Default)]
 struct Heard {
+    home: Home,
     /// A part of a frame.
     rest: Vec<u8>,
     last: u64,
@@ -284,7 +327,7 @@ impl Heard {
     /// Goes through whole frames; gives how many bytes they took.
     fn frames(&mut self, bytes: &[u8], shared: &Shared, answers: &mut Vec<u8>) -> usize {
         let mut handled = 0;
-        while let Ok(Some(message)) = frame::split(shared.plan.order, u32::MAX as usize, &bytes[handled..]) {
+        while let Ok(Some(message)) = frame::split(shared.plan.logins.order(), u32::MAX as usize, &bytes[handled..]) {
             // An empty frame has no message behind its length.
             let (begin, end) = (handled + message.start, handled + message.end.max(4));
             self.message(&bytes[begin.min(end)..end], shared, answers);
@@ -311,12 +354,14 @@ impl Heard {
         let (begin, end) = *shared.window.borrow();
         if (begin..end).contains(&stamp.meant) {
             let latency = shared.plan.clock.nanos().saturating_sub(stamp.meant);
-            received.latency.saturating_record(latency);
+            let is_local = self.home == Home::Unknown || self.home == Home::At(stamp.node);
+            let latencies = if is_local { &mut received.local } else { &mut received.forwarded };
+            latencies.saturating_record(latency);
         }
         if shared.plan.acks
             && let Ok(Some(push)) = frame::parse(message)
         {
-            frame::encode(shared.plan.order, push.seq, "/plex/ack", "", answers);
+            frame::encode(shared.plan.logins.order(), push.seq, "/plex/ack", "", answers);
         }
     }
 }

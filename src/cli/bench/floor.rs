@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 
 use super::{
     FloorArgs,
-    devices::{dial, source},
+    login::{dial, source},
     process::Process,
 };
 use crate::{

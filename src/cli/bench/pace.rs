@@ -1,14 +1,10 @@
 //! When pushes are meant to be made.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+mod alarm;
 
-use tokio::sync::mpsc;
+use std::time::{Duration, Instant};
 
-/// Pushes that were meant to be made and aren't yet: as many as go through in a second or two.
-const BEHIND_MAX: usize = 1 << 20;
+use self::alarm::Alarm;
 
 /// The time of this run: what all its threads count from.
 #[derive(Debug, Clone, Copy)]
@@ -34,40 +30,45 @@ impl Clock {
 pub(super) enum Pace {
     /// As soon as there is room, until then.
     Full { clock: Clock, end: Duration },
-    /// At these times, whatever has become of those before.
-    Open(mpsc::Receiver<u64>),
+    /// At its times, whatever has become of those before.
+    Open(Times),
+}
+
+/// Times that are evenly apart.
+pub(super) struct Times {
+    clock: Clock,
+    begun: Duration,
+    end: Duration,
+    interval: f64,
+    /// How many have been told.
+    told: u64,
+    alarm: Alarm,
 }
 
 impl Pace {
-    /// `rate` pushes a second, `step` of them at a time, until `end`.
-    pub(super) fn start(clock: Clock, rate: Option<u32>, step: u32, end: Duration) -> Self {
+    /// `rate` a second, `step` of them at a time, from `begun` to `end`; without a rate, whenever there is room.
+    pub(super) fn start(clock: Clock, rate: Option<u32>, step: u32, begun: Duration, end: Duration) -> Self {
         let Some(rate) = rate else { return Self::Full { clock, end } };
-        let (due, times) = mpsc::channel(BEHIND_MAX);
         let interval = f64::from(step) / f64::from(rate);
-        let begun = clock.now();
-        // A thread sleeps finer than a runtime's timer, whose millisecond would show in every latency.
-        thread::spawn(move || {
-            for step in 0.. {
-                let at = begun + Duration::from_secs_f64(interval * f64::from(step));
-                if at >= end {
-                    return;
-                }
-                if let Some(early) = at.checked_sub(clock.now()) {
-                    thread::sleep(early);
-                }
-                if due.blocking_send(at.as_nanos() as u64).is_err() {
-                    return;
-                }
-            }
-        });
-        Self::Open(times)
+        Self::Open(Times { clock, begun, end, interval, told: 0, alarm: Alarm::new(clock) })
     }
 
-    /// The time for which the next push is meant, once it has come; none at the end.
+    /// The time for which the next push is meant, once it has come; none at the end. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<u64> {
+        let times = match self {
+            Self::Full { clock, end } => return (clock.now() < *end).then(|| clock.nanos()),
+            Self::Open(times) => times,
+        };
+        let at = times.coming()?;
+        times.alarm.sleep_until(at).await;
+        Some(times.tell(at))
+    }
+
+    /// The time for which the next push is meant, before it has come; none where that isn't known.
+    pub(super) fn coming(&self) -> Option<u64> {
         match self {
-            Self::Full { clock, end } => (clock.now() < *end).then(|| clock.nanos()),
-            Self::Open(times) => times.recv().await,
+            Self::Full { .. } => None,
+            Self::Open(times) => Some(times.coming()?.as_nanos() as u64),
         }
     }
 
@@ -75,12 +76,27 @@ impl Pace {
     pub(super) fn next_due(&mut self) -> Option<u64> {
         match self {
             Self::Full { clock, end } => (clock.now() < *end).then(|| clock.nanos()),
-            Self::Open(times) => times.try_recv().ok(),
+            Self::Open(times) => {
+                let at = times.coming().filter(|at| *at <= times.clock.now())?;
+                Some(times.tell(at))
+            }
         }
     }
 
     /// Whether pushes wait for room instead of for their time.
     pub(super) fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
+    }
+}
+
+impl Times {
+    fn coming(&self) -> Option<Duration> {
+        let at = self.begun + Duration::from_secs_f64(self.interval * self.told as f64);
+        (at < self.end).then_some(at)
+    }
+
+    fn tell(&mut self, at: Duration) -> u64 {
+        self.told += 1;
+        at.as_nanos() as u64
     }
 }

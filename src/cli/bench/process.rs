@@ -1,8 +1,32 @@
 //! What the kernel counts of another process on this machine (Linux).
 
-use std::{fs, time::Duration};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use crate::cli::{Exit, Failure};
+
+/// Those that `--pid` names: the nodes of one gateway.
+#[derive(Debug)]
+pub(super) struct Processes(Vec<Process>);
+
+impl Processes {
+    /// Fails where one isn't there, or not for us to see.
+    pub(super) fn of(pids: &[u32]) -> Result<Self, Failure> {
+        Ok(Self(pids.iter().copied().map(Process::of).collect::<Result<_, _>>()?))
+    }
+
+    /// What the scheduler has given to each.
+    pub(super) fn cpu(&self) -> Result<BTreeMap<u32, Duration>, Failure> {
+        self.0.iter().map(|process| Ok((process.0, process.cpu()?))).collect()
+    }
+
+    /// Their resident sets together, in bytes; none where there are no processes.
+    pub(super) fn resident(&self) -> Result<Option<u64>, Failure> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        self.0.iter().map(Process::resident).sum::<Result<u64, _>>().map(Some)
+    }
+}
 
 /// A process by its number.
 #[derive(Debug)]

@@ -74,7 +74,7 @@ pub struct Welcome {
 impl Welcome {
     /// How often to send a heartbeat: as told, and twice in the time-out at least, as both are told in whole seconds,
     /// rounded up. None: not told.
-    pub(super) fn heartbeat(&self) -> Option<Duration> {
+    pub(crate) fn heartbeat(&self) -> Option<Duration> {
         let told = (self.heartbeat_seconds > 0).then(|| Duration::from_secs(self.heartbeat_seconds));
         let half =
             (self.heartbeat_timeout_seconds > 0).then(|| Duration::from_secs(self.heartbeat_timeout_seconds) / 2);
@@ -84,7 +84,7 @@ impl Welcome {
 
 impl AuthAnswer {
     /// None: `message` is something else.
-    pub(super) fn from_message(message: &OwnedMessage) -> Option<Self> {
+    pub(crate) fn from_message(message: &OwnedMessage) -> Option<Self> {
         match message.uri.as_str() {
             "/auth/success" => Some(Self::Success(serde_json::from_str(&message.body).ok())),
             "/auth/failed" => Some(match body(message).reason.as_str() {

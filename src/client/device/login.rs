@@ -95,7 +95,7 @@ pub(super) async fn connect(address: &str, options: &DeviceOptions) -> Result<(S
         stream.set_nodelay(true)?;
         let stream = match &options.tls {
             None => DeviceSocket::Plain(stream),
-            Some(tls) => DeviceSocket::Tls(Box::new(tls.connect(address::host_of(&address), stream).await?)),
+            Some(tls) => tls.connector(&address)?.connect(stream).await?,
         };
         Ok((address, authenticated(stream, options, &credential).await?))
     };

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::login::LoginError;
+use super::{address::host_of, login::LoginError};
 use crate::tls;
 
 /// How a device knows its gateway.
@@ -48,12 +48,26 @@ impl DeviceTls {
         self
     }
 
-    /// Shakes hands with the gateway at `host`.
-    pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, LoginError> {
-        let name = self.server_name.as_deref().unwrap_or(host).to_owned();
+    /// For any number of connections to the gateway at `address`, HOST:PORT: reads the files, now and never again.
+    pub(crate) fn connector(&self, address: &str) -> Result<DeviceConnector, LoginError> {
+        let name = self.server_name.as_deref().unwrap_or_else(|| host_of(address)).to_owned();
         let name = ServerName::try_from(name.clone()).map_err(|_| LoginError::ServerName(name))?;
         let config = tls::client_config(self.ca.as_deref()).map_err(LoginError::File)?;
-        Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
+        Ok(DeviceConnector { name, tls: Arc::new(config).into() })
+    }
+}
+
+/// What makes connections by TLS to a gateway of one name. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct DeviceConnector {
+    name: ServerName<'static>,
+    tls: TlsConnector,
+}
+
+impl DeviceConnector {
+    /// The handshake.
+    pub(crate) async fn connect(&self, stream: TcpStream) -> io::Result<DeviceSocket> {
+        Ok(DeviceSocket::Tls(Box::new(self.tls.connect(self.name.clone(), stream).await?)))
     }
 }
 

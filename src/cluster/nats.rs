@@ -268,7 +268,7 @@ pub(crate) struct Joining {
 
 /// What was asked of the engine, and came.
 enum Answer {
-    Bounds(Result<Option<Bounds>, Failed>),
+    Bounds(u64, Result<Option<Bounds>, Failed>),
     Changed(Result<(), Failed>),
     Part(u8, Option<(Incarnation, Vec<u8>)>),
 }
@@ -358,9 +358,9 @@ impl Driver {
     fn take(&mut self, answer: Answer, out: &mut Vec<Command>) {
         let now = self.now();
         match answer {
-            Answer::Bounds(bounds) => {
+            Answer::Bounds(known, bounds) => {
                 let bounds = self.note_unfit(bounds);
-                self.member.bounds(now, bounds.map_err(|_| ()), out);
+                self.member.bounds(now, known, bounds.map_err(|_| ()), out);
             }
             Answer::Changed(done) => {
                 if self.note_unfit(done).is_ok() {
@@ -414,7 +414,9 @@ impl Driver {
                 Command::Append(bytes) => {
                     _ = self.client.publish(self.subjects.log.clone(), bytes.into()).now_or_never()
                 }
-                Command::Bounds => self.spawn(|api| async move { Answer::Bounds(api.bounds().await) }),
+                Command::Bounds { known } => {
+                    self.spawn(move |api| async move { Answer::Bounds(known, api.bounds().await) });
+                }
                 Command::Create { first } => {
                     tracing::info!(first, "making the presence log");
                     self.spawn(move |api| async move { Answer::Changed(api.create(first).await) });

@@ -342,6 +342,7 @@ impl Driver {
         match event {
             Event::Connected => {
                 tracing::info!("connected to the cluster's servers");
+                self.bus.set_up(true);
                 self.member.link_up(now, out);
             }
             Event::Disconnected => {
@@ -490,13 +491,16 @@ async fn hear_oneself(client: Client, bus: Bus, subject: String) {
                 None => return,
             },
             _ = beat.tick() => {
+                // What was sent before a connection broke doesn't come any more.
+                if client.connection_state() != async_nats::connection::State::Connected {
+                    missed = 0;
+                    continue;
+                }
                 if missed >= ECHOES_MISSED {
                     bus.set_up(false);
                 }
                 missed += 1;
-                if client.connection_state() == async_nats::connection::State::Connected {
-                    _ = client.publish(subject.clone(), Bytes::new()).now_or_never();
-                }
+                _ = client.publish(subject.clone(), Bytes::new()).now_or_never();
             }
         }
     }

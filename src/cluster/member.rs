@@ -78,8 +78,8 @@ pub(crate) struct Bounds {
 pub(crate) enum Command {
     /// Write to the log, at most once.
     Append(Vec<u8>),
-    /// Ask for the log's bounds.
-    Bounds,
+    /// Ask for the log's bounds. The answer comes with `known`, the last place that was known when it was asked for.
+    Bounds { known: u64 },
     /// Make the log, to begin with this sequence.
     Create { first: u64 },
     /// Delete the log, if it is still that one.
@@ -265,20 +265,41 @@ impl Member {
     fn ask(&mut self, now: Micros, out: &mut Vec<Command>) {
         // Twice what an answer may take.
         self.step = Step::Asking { until: now + 2 * RETRY };
-        out.push(Command::Bounds);
+        out.push(Command::Bounds { known: self.known_last() });
     }
 
     fn retry(&mut self, now: Micros) {
         self.step = Step::Retrying { at: now + RETRY };
     }
 
-    /// The log's bounds: `Ok(None)` where there is none, an error where that can't be told.
-    pub(crate) fn bounds(&mut self, now: Micros, answer: Result<Option<Bounds>, ()>, out: &mut Vec<Command>) {
+    /// The last place of the log that is known to have been.
+    fn known_last(&self) -> u64 {
+        let folded = self.followed.map_or(0, |(_, sequence, _)| sequence);
+        folded.max(self.loading.as_ref().map_or(0, Loading::last))
+    }
+
+    /// The log's bounds: `Ok(None)` where there is none, an error where that can't be told. `known` as it was asked with.
+    pub(crate) fn bounds(
+        &mut self,
+        now: Micros,
+        known: u64,
+        answer: Result<Option<Bounds>, ()>,
+        out: &mut Vec<Command>,
+    ) {
         if !matches!(self.step, Step::Asking { .. }) {
             return;
         }
         let bounds = match answer {
-            Ok(Some(bounds)) => bounds,
+            Ok(Some(mut bounds)) => {
+                let same = |log: LogIdentity| log == bounds.log;
+                let is_same = self.followed.is_none_or(|(log, ..)| same(log))
+                    && self.loading.as_ref().is_none_or(|loading| same(loading.log()));
+                if is_same && bounds.last >= known {
+                    // Whole when it answered. What was read since is in the log, though it came before the answer.
+                    bounds.last = bounds.last.max(self.known_last());
+                }
+                bounds
+            }
             Ok(None) => {
                 self.step = Step::Asking { until: now + 4 * RETRY };
                 return out.push(Command::Create { first: self.first_of_new(now) });

@@ -268,7 +268,7 @@ pub(crate) struct Joining {
 
 /// What was asked of the engine, and came.
 enum Answer {
-    Bounds(Result<Option<Bounds>, Failed>),
+    Bounds(u64, Result<Option<Bounds>, Failed>),
     Changed(Result<(), Failed>),
     Part(u8, Option<(Incarnation, Vec<u8>)>),
 }
@@ -342,6 +342,7 @@ impl Driver {
         match event {
             Event::Connected => {
                 tracing::info!("connected to the cluster's servers");
+                self.bus.set_up(true);
                 self.member.link_up(now, out);
             }
             Event::Disconnected => {
@@ -358,9 +359,9 @@ impl Driver {
     fn take(&mut self, answer: Answer, out: &mut Vec<Command>) {
         let now = self.now();
         match answer {
-            Answer::Bounds(bounds) => {
+            Answer::Bounds(known, bounds) => {
                 let bounds = self.note_unfit(bounds);
-                self.member.bounds(now, bounds.map_err(|_| ()), out);
+                self.member.bounds(now, known, bounds.map_err(|_| ()), out);
             }
             Answer::Changed(done) => {
                 if self.note_unfit(done).is_ok() {
@@ -414,7 +415,9 @@ impl Driver {
                 Command::Append(bytes) => {
                     _ = self.client.publish(self.subjects.log.clone(), bytes.into()).now_or_never()
                 }
-                Command::Bounds => self.spawn(|api| async move { Answer::Bounds(api.bounds().await) }),
+                Command::Bounds { known } => {
+                    self.spawn(move |api| async move { Answer::Bounds(known, api.bounds().await) });
+                }
                 Command::Create { first } => {
                     tracing::info!(first, "making the presence log");
                     self.spawn(move |api| async move { Answer::Changed(api.create(first).await) });
@@ -488,13 +491,16 @@ async fn hear_oneself(client: Client, bus: Bus, subject: String) {
                 None => return,
             },
             _ = beat.tick() => {
+                // What was sent before a connection broke doesn't come any more.
+                if client.connection_state() != async_nats::connection::State::Connected {
+                    missed = 0;
+                    continue;
+                }
                 if missed >= ECHOES_MISSED {
                     bus.set_up(false);
                 }
                 missed += 1;
-                if client.connection_state() == async_nats::connection::State::Connected {
-                    _ = client.publish(subject.clone(), Bytes::new()).now_or_never();
-                }
+                _ = client.publish(subject.clone(), Bytes::new()).now_or_never();
             }
         }
     }

@@ -154,7 +154,7 @@ struct Open {
 enum Happens {
     Write(Vec<u8>),
     Api(Command),
-    Bounds(Result<Option<crate::cluster::member::Bounds>, ()>),
+    Bounds(u64, Result<Option<crate::cluster::member::Bounds>, ()>),
     Changed,
     Read { generation: u64, sequence: u64, at: Millis, bytes: Vec<u8> },
     ReadingEnded,
@@ -337,7 +337,7 @@ impl World {
                         };
                     self.at(delay, node, Happens::Write(bytes));
                 }
-                Command::Bounds | Command::Create { .. } | Command::Discard(_) => {
+                Command::Bounds { .. } | Command::Create { .. } | Command::Discard(_) => {
                     let delay = self.random.below(40);
                     self.at(delay, node, Happens::Api(command));
                 }
@@ -443,10 +443,10 @@ impl World {
             }
         }
         let answer = match command {
-            Command::Bounds if reaches => {
-                Happens::Bounds(Ok(self.engine.stream.as_ref().map(super::engine::Stream::bounds)))
+            Command::Bounds { known } if reaches => {
+                Happens::Bounds(*known, Ok(self.engine.stream.as_ref().map(super::engine::Stream::bounds)))
             }
-            Command::Bounds => Happens::Bounds(Err(())),
+            Command::Bounds { known } => Happens::Bounds(*known, Err(())),
             _ => Happens::Changed,
         };
         let delay = if reaches { self.random.below(40) } else { 400 };
@@ -487,7 +487,7 @@ impl World {
         let own = (now - process.begun) * 1_000;
         let mut out = Vec::new();
         match happens {
-            Happens::Bounds(answer) => process.member.bounds(own, answer, &mut out),
+            Happens::Bounds(known, answer) => process.member.bounds(own, known, answer, &mut out),
             Happens::Changed => process.member.changed(own, &mut out),
             Happens::Read { generation, sequence, at, bytes } => {
                 if process.reader.as_ref().is_some_and(|reader| reader.generation == generation) {

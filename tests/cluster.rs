@@ -1,4 +1,5 @@
-//! Three nodes in one process on one log, each with its own ports: a backend may call any of them.
+//! Three nodes in one process, each with its own ports: a backend may call any of them. Every promise holds on either
+//! log; what may lag behind on one of a server is awaited.
 
 mod common;
 
@@ -8,53 +9,64 @@ use std::{
 };
 
 use common::{
-    Backend, Message, TestDevice, TestServer, call, eventually, http, online, push,
+    Backend, Message, TestDevice, TestServer, call,
+    cluster::{Log, Nodes, listed},
+    eventually, http, online, push,
     pushing::Pushing,
     sessions,
     watch::{Watch, after, everyone, only, sorted_words, words},
 };
-use plex::{
-    Config,
-    proto::{
-        BroadcastRequest, DisconnectRequest, GetHostRequest, GetInfoRequest, ListNodesRequest, Node, NodeState,
-        OfflineReason, PushManyRequest, PushResponse, PushStatus,
-    },
-    testing::LocalLog,
+use plex::proto::{
+    BroadcastRequest, DisconnectRequest, GetHostRequest, GetInfoRequest, NodeState, OfflineReason, PushManyRequest,
+    PushResponse, PushStatus,
 };
 
-/// The nodes, "node-1" to "node-3", and a backend at each.
-struct Nodes {
-    nodes: Vec<TestServer>,
-    backends: Vec<Backend>,
+/// A test of each for both logs.
+macro_rules! on_both_logs {
+    ($($promise:ident)*) => {
+        mod on_a_log_in_process {
+            $(
+                #[tokio::test]
+                async fn $promise() {
+                    super::$promise(super::Log::in_process()).await;
+                }
+            )*
+        }
+
+        #[cfg(feature = "nats")]
+        mod on_a_nats_server {
+            $(
+                #[tokio::test]
+                async fn $promise() {
+                    if let Some(log) = super::Log::over_nats().await {
+                        super::$promise(log).await;
+                    }
+                }
+            )*
+        }
+    };
 }
 
-impl Nodes {
-    async fn start() -> Self {
-        Self::with(|_| {}).await
-    }
+on_both_logs! {
+    a_push_reaches_its_device_from_every_node
+    a_call_to_a_device_of_another_node_brings_its_answer_back
+    a_push_stream_keeps_its_order_whichever_nodes_hold_the_devices
+    push_many_and_broadcast_reach_the_devices_of_all_nodes
+    every_node_tells_the_same_presence_with_the_same_numbers
+    a_watcher_resumes_at_another_node_with_exactly_what_it_missed
+    a_newer_login_at_another_node_replaces_the_older_without_a_word_of_presence
+    of_many_logins_of_one_uid_on_all_nodes_exactly_one_stays
+    several_connections_of_a_uid_may_be_spread_over_the_nodes
+    disconnect_and_the_list_of_sessions_span_the_nodes
+    every_node_sends_devices_to_the_least_loaded_and_not_to_one_that_drains
+    every_node_lists_all_nodes_and_no_more_one_that_has_left
+    a_node_that_drains_hands_its_devices_over_and_tells_them_offline_once
+    a_node_that_joins_again_under_its_name_ends_what_its_earlier_life_held
+}
 
-    async fn with(change: impl Fn(&mut Config)) -> Self {
-        let log = LocalLog::new(1_000_000, |_| {});
-        let (mut nodes, mut backends) = (Vec::new(), Vec::new());
-        for number in 1..=3 {
-            let named = |config: &mut Config| {
-                config.node.name = format!("node-{number}").as_str().into();
-                change(config);
-            };
-            let node = TestServer::built(named, |builder| builder.log(&log)).await;
-            backends.push(node.backend().await);
-            nodes.push(node);
-        }
-        Self { nodes, backends }
-    }
-
-    async fn login(&self, node: usize, uid: &str) -> TestDevice {
-        self.nodes[node].login(uid).await
-    }
-
-    async fn push(&mut self, from: usize, uid: &str) -> PushResponse {
-        self.backends[from].push(push(uid, "/x", "")).await.expect("an outcome").into_inner()
-    }
+/// Waits until a node knows that `uid` is offline.
+async fn gone(backend: &Backend, uid: &str) {
+    eventually("it has gone", || async { (!online(&mut backend.clone(), &[uid]).await[0].online).then_some(()) }).await;
 }
 
 /// The next message, which is a push with this number.
@@ -64,9 +76,8 @@ async fn expect_push(device: &mut TestDevice, outcome: &PushResponse) -> Message
     message
 }
 
-#[tokio::test]
-async fn a_push_reaches_its_device_from_every_node() {
-    let mut nodes = Nodes::start().await;
+async fn a_push_reaches_its_device_from_every_node(log: Log) {
+    let mut nodes = Nodes::start(log).await;
     let mut alice = nodes.login(1, "alice").await;
     for from in 0..3 {
         let outcome = nodes.push(from, "alice").await;
@@ -76,9 +87,8 @@ async fn a_push_reaches_its_device_from_every_node() {
     }
 }
 
-#[tokio::test]
-async fn a_call_to_a_device_of_another_node_brings_its_answer_back() {
-    let mut nodes = Nodes::start().await;
+async fn a_call_to_a_device_of_another_node_brings_its_answer_back(log: Log) {
+    let mut nodes = Nodes::start(log).await;
     let mut alice = nodes.login(2, "alice").await;
     let minute = Duration::from_secs(60);
     for (uri, expected) in [("/yes", PushStatus::Acked), ("/no", PushStatus::Nacked)] {
@@ -103,9 +113,8 @@ async fn a_call_to_a_device_of_another_node_brings_its_answer_back() {
     assert_eq!(asking.await.unwrap().unwrap().into_inner().status(), PushStatus::ConnectionLost);
 }
 
-#[tokio::test]
-async fn a_push_stream_keeps_its_order_whichever_nodes_hold_the_devices() {
-    let mut nodes = Nodes::start().await;
+async fn a_push_stream_keeps_its_order_whichever_nodes_hold_the_devices(log: Log) {
+    let mut nodes = Nodes::start(log).await;
     let mut devices = Vec::new();
     for node in 0..3 {
         devices.push(nodes.login(node, &format!("device-{node}")).await);
@@ -131,9 +140,8 @@ async fn a_push_stream_keeps_its_order_whichever_nodes_hold_the_devices() {
     }
 }
 
-#[tokio::test]
-async fn push_many_and_broadcast_reach_the_devices_of_all_nodes() {
-    let mut nodes = Nodes::start().await;
+async fn push_many_and_broadcast_reach_the_devices_of_all_nodes(log: Log) {
+    let mut nodes = Nodes::start(log).await;
     let mut devices = Vec::new();
     for node in 0..3 {
         devices.push(nodes.login(node, &format!("device-{node}")).await);
@@ -155,9 +163,8 @@ async fn push_many_and_broadcast_reach_the_devices_of_all_nodes() {
     }
 }
 
-#[tokio::test]
-async fn every_node_tells_the_same_presence_with_the_same_numbers() {
-    let mut nodes = Nodes::start().await;
+async fn every_node_tells_the_same_presence_with_the_same_numbers(log: Log) {
+    let mut nodes = Nodes::start(log).await;
     let _before = nodes.login(0, "before").await;
     let mut watches = Vec::new();
     for backend in &mut nodes.backends {
@@ -185,9 +192,8 @@ async fn every_node_tells_the_same_presence_with_the_same_numbers() {
     assert_eq!((states[0][0].online, &*states[0][0].node, states[0][1].online), (true, "node-1", false));
 }
 
-#[tokio::test]
-async fn a_watcher_resumes_at_another_node_with_exactly_what_it_missed() {
-    let mut nodes = Nodes::start().await;
+async fn a_watcher_resumes_at_another_node_with_exactly_what_it_missed(log: Log) {
+    let mut nodes = Nodes::start(log).await;
     let uids = ["a", "b", "c"];
     let (watch, _) = Watch::live(&mut nodes.backends[0], only(&uids)).await;
     let cursor = watch.cursor.clone();
@@ -195,19 +201,14 @@ async fn a_watcher_resumes_at_another_node_with_exactly_what_it_missed() {
     let _a = nodes.login(0, "a").await;
     drop(nodes.login(1, "b").await);
     let _other = nodes.login(2, "other").await;
-    eventually("b has gone", || {
-        let mut backend = nodes.backends[2].clone();
-        async move { (!online(&mut backend, &["b"]).await[0].online).then_some(()) }
-    })
-    .await;
+    gone(&nodes.backends[2], "b").await;
     let missed = after(&cursor, only(&["c", "b", "a"]));
     let (_, told) = Watch::live(&mut nodes.backends[2], missed).await;
     assert_eq!(words(&told), "+a +b -b");
 }
 
-#[tokio::test]
-async fn a_newer_login_at_another_node_replaces_the_older_without_a_word_of_presence() {
-    let mut nodes = Nodes::start().await;
+async fn a_newer_login_at_another_node_replaces_the_older_without_a_word_of_presence(log: Log) {
+    let mut nodes = Nodes::start(log).await;
     let (mut watch, _) = Watch::live(&mut nodes.backends[2], everyone()).await;
     let mut devices = vec![nodes.login(0, "alice").await];
     watch.expect_online("alice").await;
@@ -226,9 +227,8 @@ async fn a_newer_login_at_another_node_replaces_the_older_without_a_word_of_pres
     watch.expect_online("next").await;
 }
 
-#[tokio::test]
-async fn of_many_logins_of_one_uid_on_all_nodes_exactly_one_stays() {
-    let mut nodes = Nodes::with(|config| config.device.replaces_per_minute = 0).await;
+async fn of_many_logins_of_one_uid_on_all_nodes_exactly_one_stays(log: Log) {
+    let mut nodes = Nodes::with(log, |config| config.device.replaces_per_minute = 0).await;
     let (mut watch, _) = Watch::live(&mut nodes.backends[0], only(&["alice"])).await;
     let addresses: Vec<_> = nodes.nodes.iter().map(TestServer::device).collect();
     let logins = (0..60).map(|number| {
@@ -269,9 +269,8 @@ async fn of_many_logins_of_one_uid_on_all_nodes_exactly_one_stays() {
     watch.expect_offline("alice", OfflineReason::Closed).await;
 }
 
-#[tokio::test]
-async fn several_connections_of_a_uid_may_be_spread_over_the_nodes() {
-    let mut nodes = Nodes::with(|config| config.device.connections_per_uid = 2).await;
+async fn several_connections_of_a_uid_may_be_spread_over_the_nodes(log: Log) {
+    let mut nodes = Nodes::with(log, |config| config.device.connections_per_uid = 2).await;
     let (mut first, mut second) = (nodes.login(0, "alice").await, nodes.login(1, "alice").await);
     let outcome = nodes.push(2, "alice").await;
     assert_eq!((outcome.status(), outcome.connections), (PushStatus::Sent, 2));
@@ -295,9 +294,8 @@ async fn several_connections_of_a_uid_may_be_spread_over_the_nodes() {
     assert_eq!((&*second.next().await.uri, &*third.next().await.uri), ("/x", "/x"));
 }
 
-#[tokio::test]
-async fn disconnect_and_the_list_of_sessions_span_the_nodes() {
-    let mut nodes = Nodes::start().await;
+async fn disconnect_and_the_list_of_sessions_span_the_nodes(log: Log) {
+    let mut nodes = Nodes::start(log).await;
     let mut devices = Vec::new();
     for node in 0..3 {
         devices.push(nodes.login(node, &format!("device-{node}")).await);
@@ -313,7 +311,7 @@ async fn disconnect_and_the_list_of_sessions_span_the_nodes() {
     let ended = nodes.backends[0].disconnect(request).await.unwrap().into_inner();
     assert_eq!(ended.connections, 1);
     devices[2].expect_kick("disconnected").await;
-    assert!(!online(&mut nodes.backends[1], &["device-2"]).await[0].online);
+    gone(&nodes.backends[1], "device-2").await;
 }
 
 /// The address that a node tells for devices.
@@ -322,9 +320,8 @@ async fn host(backend: &mut Backend) -> (String, String) {
     (answer.host, answer.node)
 }
 
-#[tokio::test]
-async fn every_node_sends_devices_to_the_least_loaded_and_not_to_one_that_drains() {
-    let mut nodes = Nodes::with(|config| config.device.max_connections = 100).await;
+async fn every_node_sends_devices_to_the_least_loaded_and_not_to_one_that_drains(log: Log) {
+    let mut nodes = Nodes::with(log, |config| config.device.max_connections = 100).await;
     let addresses: Vec<_> = nodes.nodes.iter().map(|node| node.device().to_string()).collect();
     let mut held = Vec::new();
     for number in 0..30 {
@@ -349,18 +346,16 @@ async fn every_node_sends_devices_to_the_least_loaded_and_not_to_one_that_drains
     let (_, _, body) = http(nodes.nodes[1].addresses.http, "GET", "/plex/v1/host").await;
     assert_eq!(body, format!(r#"{{"host":"{}"}}"#, addresses[2]));
 
-    let third = nodes.nodes.pop().unwrap();
-    nodes.backends.pop();
-    third.stopped().await;
+    nodes.pop().stopped().await;
     for backend in &mut nodes.backends {
+        left(backend).await;
         let (address, node) = host(backend).await;
         assert!(node != "node-3" && addresses[..2].contains(&address), "{node} at {address}");
     }
 }
 
-#[tokio::test]
-async fn every_node_lists_all_nodes_and_no_more_one_that_has_left() {
-    let mut nodes = Nodes::start().await;
+async fn every_node_lists_all_nodes_and_no_more_one_that_has_left(log: Log) {
+    let mut nodes = Nodes::start(log).await;
     let _devices = [nodes.login(1, "alice").await, nodes.login(1, "bob").await];
     let expected: Vec<_> = (0..3u64)
         .map(|index| {
@@ -377,26 +372,28 @@ async fn every_node_lists_all_nodes_and_no_more_one_that_has_left() {
         })
         .await;
     }
-    nodes.backends.pop();
-    nodes.nodes.pop().unwrap().stopped().await;
-    for backend in &mut nodes.backends {
-        let names: Vec<_> = listed(backend).await.into_iter().map(|node| node.name).collect();
-        assert_eq!(names, ["node-1", "node-2"]);
+    nodes.pop().stopped().await;
+    for backend in &nodes.backends {
+        left(backend).await;
     }
 }
 
-async fn listed(backend: &mut Backend) -> Vec<Node> {
-    backend.list_nodes(ListNodesRequest {}).await.expect("it answers").into_inner().nodes
+/// Waits until a node lists the first two alone.
+async fn left(backend: &Backend) {
+    eventually("the third has left", || async {
+        let names: Vec<_> = listed(&mut backend.clone()).await.into_iter().map(|node| node.name).collect();
+        (names == ["node-1", "node-2"]).then_some(())
+    })
+    .await;
 }
 
-#[tokio::test]
-async fn a_node_that_drains_hands_its_devices_over_and_tells_them_offline_once() {
-    let mut nodes = Nodes::start().await;
+async fn a_node_that_drains_hands_its_devices_over_and_tells_them_offline_once(log: Log) {
+    let mut nodes = Nodes::start(log).await;
     let (mut watch, _) = Watch::live(&mut nodes.backends[0], everyone()).await;
     let mut leaves = nodes.login(2, "leaves").await;
     let mut stays = nodes.login(1, "stays").await;
     assert_eq!(sorted_words(&[watch.event().await, watch.event().await]), "+leaves +stays");
-    let mut third = nodes.nodes.pop().unwrap();
+    let mut third = nodes.pop();
     let stopped = third.stopping();
     let kick = leaves.expect_kick("draining").await;
     assert!(kick["after_ms"].as_u64().unwrap() <= 5_000);
@@ -412,17 +409,12 @@ async fn a_node_that_drains_hands_its_devices_over_and_tells_them_offline_once()
     }
 }
 
-#[tokio::test]
-async fn a_node_that_joins_again_under_its_name_ends_what_its_earlier_life_held() {
-    let log = LocalLog::new(1_000_000, |_| {});
-    let built = |name: &'static str| {
-        TestServer::built(move |config| config.node.name = name.into(), |builder| builder.log(&log))
-    };
-    let (first, second) = (built("first").await, built("second").await);
+async fn a_node_that_joins_again_under_its_name_ends_what_its_earlier_life_held(log: Log) {
+    let (first, second) = (log.node("first", |_| {}).await, log.node("second", |_| {}).await);
     let (mut watch, _) = Watch::live(&mut first.backend().await, everyone()).await;
     let _device = second.login("alice").await;
     let came = watch.expect_online("alice").await;
-    let again = built("second").await;
+    let again = log.node("second", |_| {}).await;
     let went = watch.expect_offline("alice", OfflineReason::NodeLost).await;
     assert!(went.epoch > came.epoch);
     let mut back = again.login("alice").await;

@@ -6,6 +6,7 @@
 
 pub mod authenticator;
 pub mod certs;
+pub mod cluster;
 #[cfg(feature = "nats")]
 pub mod gateways;
 pub mod known;

@@ -49,7 +49,7 @@
 //! | `files` | files that are read again when they change |
 //! | `tls` | certificates and keys by files, handshakes and their bounds, whom the gateway and its clients trust |
 //! | `workers` | the threads: each one current-thread runtime, some for devices, some for the control plane |
-//! | `cluster` | who is online anywhere: an ordered log, a pure fold of it, the changes that watchers follow |
+//! | `cluster` | who is online anywhere: an ordered log, in this process or over NATS; a pure fold of it; the changes that watchers follow; what nodes ask each other |
 //! | `hub` | who is connected here, and push to them: the registry, a connection's outbox |
 //! | `auth` | who a device is: the [`Authenticator`] and its bounds |
 //! | `device` | the device protocol: listener, handshake, session |
@@ -103,7 +103,10 @@
 //!
 //! **A presence change**: `Hub::register` or `Hub::end` → `Cluster::claim` or `release` → a record in the log → the
 //! fold, the same on every node → the ring of changes → each watcher reads it at its own pace → `control::presence`.
-//! On one node the log is in this process, and folded before the call returns.
+//! On one node the log is in this process, and folded before the call returns. In a cluster it is a stream of NATS:
+//! `cluster::outgoing` gathers the records, `cluster::member` decides what is written, read, asked and given up, without
+//! I/O and without a clock, and `cluster::nats` does it. A node acts on what it has read, never on what it has sent; the
+//! simulator of the tests runs the very same member through losses, crashes and cuts.
 //!
 //! # What makes it light
 //!

@@ -7,6 +7,7 @@
 pub mod authenticator;
 pub mod certs;
 pub mod cluster;
+pub mod gateways;
 pub mod known;
 pub mod link;
 pub mod nats;

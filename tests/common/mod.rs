@@ -12,6 +12,8 @@ pub mod gateways;
 pub mod known;
 pub mod link;
 pub mod nats;
+#[cfg(feature = "nats")]
+pub mod node_processes;
 pub mod process;
 pub mod pushing;
 pub mod script;

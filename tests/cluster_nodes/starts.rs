@@ -1,0 +1,72 @@
+//! How nodes begin, and who isn't let in.
+
+use plex::proto::{OfflineReason, PushStatus};
+
+use super::{
+    common::{TestDevice, cluster::listed, eventually, http, node_processes::Gateways, push},
+    watches,
+};
+
+#[tokio::test]
+async fn nodes_are_listed_alike_at_each_of_them() {
+    let Some(nodes) = Gateways::three().await else { return };
+    let _devices = [nodes.login(1, "alice").await, nodes.login(1, "bob").await];
+    for index in 0..3 {
+        eventually("all are told, with their connections", || async {
+            let told = nodes.told(index).await;
+            let told: Vec<_> = told.iter().map(|node| [&node["name"], &node["connections"], &node["state"]]).collect();
+            (told == [["node-1", "0", "ready"], ["node-2", "2", "ready"], ["node-3", "0", "ready"]]).then_some(())
+        })
+        .await;
+        for (number, node) in nodes.told(index).await.iter().enumerate() {
+            assert_eq!(node["address"], nodes.node(number).device().to_string(), "{node}");
+            assert_eq!(node["version"], env!("CARGO_PKG_VERSION"), "{node}");
+            assert!(node["since"].is_string() && node["lag_ms"].is_u64(), "{node}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_two_processes_with_one_name_the_earlier_ends_with_1_and_the_later_serves() {
+    let Some(mut nodes) = Gateways::three().await else { return };
+    let mut watches = watches(&mut nodes, &[0, 1]).await;
+    let mut alice = nodes.login(2, "alice").await;
+    for watch in &mut watches {
+        watch.expect_online("alice").await;
+    }
+    let later = nodes.start("node-3", &[]).await;
+    alice.expect_kick("draining").await;
+    let ended = nodes.take(2).process.finished().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.stderr.contains("another process of this name has joined the cluster"), "{ended:?}");
+    for watch in &mut watches {
+        watch.expect_offline("alice", OfflineReason::NodeLost).await;
+    }
+    let mut alice = TestDevice::login(later.device(), "alice").await;
+    for (index, watch) in watches.iter_mut().enumerate() {
+        let came = watch.expect_online("alice").await;
+        assert_eq!(came.node, "node-3");
+        let outcome = nodes.backends[index].push(push("alice", "/x", "")).await.unwrap().into_inner();
+        assert_eq!((outcome.status(), outcome.connections), (PushStatus::Sent, 1));
+        assert_eq!(alice.next().await.uri, "/x");
+    }
+    nodes.told_states(0, &[("node-1", "ready"), ("node-2", "ready"), ("node-3", "ready")]).await;
+}
+
+#[tokio::test]
+async fn a_node_that_allows_another_number_of_connections_says_why_it_is_not_let_in() {
+    let Some(mut nodes) = Gateways::three().await else { return };
+    let mut other = nodes.start("node-4", &["device.connections_per_uid=2".to_owned()]).await;
+    let line = other.process.stderr.until("the cluster doesn't let this node in").await;
+    assert!(line.contains("device.connections_per_uid: the nodes that are there have 1, this one has 2"), "{line}");
+    assert_eq!(http(other.http, "GET", "/readyz").await.0, 503);
+    // It serves its own devices, of which the others know nothing.
+    TestDevice::login(other.device(), "alice").await.expect_quiet().await;
+    for backend in &mut nodes.backends {
+        let names: Vec<_> = listed(backend).await.into_iter().map(|node| node.name).collect();
+        assert_eq!(names, ["node-1", "node-2", "node-3"]);
+        let outcome = backend.push(push("alice", "/x", "")).await.unwrap().into_inner();
+        assert_eq!(outcome.status(), PushStatus::Offline);
+    }
+    assert_eq!(http(other.http, "GET", "/readyz").await.0, 503);
+}

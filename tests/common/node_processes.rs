@@ -1,0 +1,120 @@
+//! Nodes of one cluster, each a process of its own, on one real NATS server.
+
+use plex::proto::NodeState;
+use serde_json::Value;
+
+use super::{
+    Backend, SECRET, TestDevice, backend,
+    cluster::listed,
+    eventually, http,
+    nats::Nats,
+    online,
+    process::{Home, TestGateway},
+};
+
+/// The nodes, "node-1" and so on, and a backend at each.
+pub struct Gateways {
+    /// None: it was ended.
+    nodes: Vec<Option<TestGateway>>,
+    pub backends: Vec<Backend>,
+    homes: Vec<Home>,
+    nats: Nats,
+}
+
+impl Gateways {
+    /// Three, of which each knows that all are ready; None: there is no NATS server, and the test is skipped.
+    pub async fn three() -> Option<Self> {
+        Self::each(|_| Vec::new()).await
+    }
+
+    /// Three, and what is set for each besides.
+    pub async fn each(sets: impl Fn(usize) -> Vec<String>) -> Option<Self> {
+        let nats = Nats::one().await?;
+        let mut all = Self { nodes: Vec::new(), backends: Vec::new(), homes: Vec::new(), nats };
+        for index in 0..3 {
+            let node = all.start(&format!("node-{}", index + 1), &sets(index)).await;
+            all.backends.push(backend(node.control, SECRET).await);
+            all.nodes.push(Some(node));
+        }
+        all.all_ready(&[0, 1, 2]).await;
+        Some(all)
+    }
+
+    /// Another process of this cluster, which listens.
+    pub async fn start(&mut self, name: &str, sets: &[String]) -> TestGateway {
+        let home = Home::new();
+        home.write("secret", SECRET);
+        let all = [
+            format!("node.name={name}"),
+            format!("cluster.urls={}", self.nats.urls().join(",")),
+            "auth.insecure=true".to_owned(),
+            format!("control.secrets={SECRET}"),
+            "drain.timeout=8s".to_owned(),
+        ];
+        let arguments: Vec<_> = all.iter().chain(sets).flat_map(|set| ["--set", set]).collect();
+        let node = home.serve(&arguments).await;
+        self.homes.push(home);
+        node
+    }
+
+    /// Waits until these know that all three are ready.
+    pub async fn all_ready(&self, asked: &[usize]) {
+        for index in asked {
+            eventually("all three are ready", || async {
+                let listed = listed(&mut self.backends[*index].clone()).await;
+                (listed.len() == 3 && listed.iter().all(|node| node.state() == NodeState::Ready)).then_some(())
+            })
+            .await;
+            let readyz = http(self.node(*index).http, "GET", "/readyz").await;
+            assert_eq!(readyz.0, 200, "{readyz:?}");
+        }
+    }
+
+    pub fn node(&self, index: usize) -> &TestGateway {
+        self.nodes[index].as_ref().expect("it runs")
+    }
+
+    /// Takes a node out, for the test to end it.
+    pub fn take(&mut self, index: usize) -> TestGateway {
+        self.nodes[index].take().expect("it runs")
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, index: usize) {
+        self.take(index).process.kill();
+    }
+
+    pub async fn login(&self, index: usize, uid: &str) -> TestDevice {
+        TestDevice::login(self.node(index).device(), uid).await
+    }
+
+    /// Waits until this node knows that `uid` is at that one, or nowhere.
+    pub async fn knows(&self, asked: usize, uid: &str, at: Option<&str>) {
+        eventually(&format!("{uid} is at {at:?}"), || async {
+            let state = online(&mut self.backends[asked].clone(), &[uid]).await.remove(0);
+            (state.online.then_some(&*state.node) == at && state.connections == u32::from(at.is_some())).then_some(())
+        })
+        .await;
+    }
+
+    /// What `plex nodes --json` tells of each node at this one.
+    pub async fn told(&self, index: usize) -> Vec<Value> {
+        let (home, url) = (&self.homes[index], self.node(index).url());
+        let told = home.run(&["nodes", "--json", "--control", &url, "--secret-file", &home.text("secret")]).await;
+        assert_eq!((told.code, &*told.stderr), (0, ""), "{told:?}");
+        told.json()
+    }
+
+    /// Waits until that tells these states, in the order of the nodes' names.
+    pub async fn told_states(&self, index: usize, expected: &[(&str, &str)]) {
+        eventually(&format!("the nodes are {expected:?}"), || async {
+            let told = self.told(index).await;
+            let states: Vec<_> = told
+                .iter()
+                .map(|node| (node["name"].as_str().unwrap_or_default(), node["state"].as_str().unwrap_or_default()))
+                .collect();
+            (states == expected).then_some(())
+        })
+        .await;
+    }
+}

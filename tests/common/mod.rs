@@ -6,6 +6,8 @@
 
 pub mod authenticator;
 pub mod certs;
+#[cfg(feature = "nats")]
+pub mod gateways;
 pub mod known;
 pub mod link;
 pub mod nats;

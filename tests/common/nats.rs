@@ -135,6 +135,13 @@ impl Nats {
         self.process(index).signal("CONT");
     }
 
+    /// Has one that runs read another configuration, with what `more` says in place of what was said: its users may have
+    /// other permissions then.
+    pub fn reconfigure(&self, index: usize, more: &str) {
+        fs::write(self.config(index), self.configured(index, more)).expect("the test's folder can be written");
+        self.process(index).signal("HUP");
+    }
+
     /// Starts one that was ended, with the same ports and store; resolves when it is in service.
     pub async fn restart(&mut self, index: usize) {
         self.spawn(index);

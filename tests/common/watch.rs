@@ -1,6 +1,6 @@
 //! A subscriber of presence that holds each response against what a stream promises.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 use plex::proto::{OfflineReason, OnlineStatusEvent, OnlineStatusKind, OnlineStatusRequest, OnlineStatusResponse};
 use tokio::time::timeout;
@@ -88,10 +88,12 @@ impl Watch {
 
     /// The next event, past keepalives.
     pub async fn event(&mut self) -> OnlineStatusEvent {
+        let begun = Instant::now();
         loop {
             if let Some(event) = self.waiting.pop_front() {
                 return event;
             }
+            assert!(begun.elapsed() < PATIENCE, "an event in time, not only keepalives");
             self.waiting = self.response().await.expect("the stream goes on").events.into();
         }
     }

@@ -125,6 +125,7 @@ pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "server")]
+#[cfg_attr(not(feature = "nats"), allow(dead_code, unused_imports))]
 mod cluster;
 pub mod codec;
 #[cfg(feature = "server")]

@@ -75,7 +75,7 @@ const ABSENCES: &[(&str, &[&str])] = &[
     // The hub pushes bytes into whatever takes them, and presence is kept by a log, whatever carries it.
     ("async_nats", &["cluster"]),
     ("tokio::net", &["cli", "client", "control", "device", "http", "server"]),
-    ("serde_json", &["auth", "cli", "client", "cluster::nats", "config", "device", "frame", "http"]),
+    ("serde_json", &["auth", "cli", "client", "cluster", "config", "device", "frame", "http"]),
     ("tonic", &["auth", "client", "control", "proto", "server"]),
     // Only the control plane answers with a status; the client gets one, and the authenticator its code.
     ("tonic::Status", &["client", "control"]),

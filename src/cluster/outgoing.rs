@@ -150,6 +150,10 @@ impl Outgoing {
         let (done, answer) = oneshot::channel();
         let mut queue = self.queue();
         if queue.is_in {
+            if queue.barriers.len() == queue.barriers.capacity() {
+                // Whoever has given up: in an outage nobody else takes them out.
+                queue.barriers.retain(|barrier| !barrier.is_closed());
+            }
             queue.barriers.push(done);
             drop(queue);
             self.woken.notify_one();
@@ -222,5 +226,36 @@ impl Queue {
     fn clear(&mut self) {
         self.waiting.clear();
         self.claims.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_given_up_waiting_leaves_nothing_behind() {
+        let outgoing = Outgoing::default();
+        outgoing.enter();
+        (0..100_000).for_each(|_| drop(outgoing.barrier()));
+        assert!(outgoing.queue().barriers.capacity() < 100, "{}", outgoing.queue().barriers.capacity());
+        let waits = outgoing.barrier();
+        outgoing.take_barriers().into_iter().for_each(|barrier| _ = barrier.send(true));
+        assert_eq!(waits.blocking_recv(), Ok(true));
+    }
+
+    #[test]
+    fn a_claim_that_has_not_left_is_taken_back_by_its_release() {
+        let outgoing = Outgoing::default();
+        outgoing.enter();
+        let uid = Uid::new("a").unwrap();
+        let mut replaced = None;
+        for number in (1..=1_000).map(ConnectionNumber) {
+            outgoing.claim(&uid, number, replaced, Millis(1));
+            replaced = Some(number);
+        }
+        assert_eq!(outgoing.len(), 1, "each passes its place on to the next");
+        outgoing.release(&uid, ConnectionNumber(1_000), EndReason::Closed);
+        assert_eq!(outgoing.len(), 0);
     }
 }

@@ -333,16 +333,15 @@ impl Member {
             self.forget(now);
         }
         if bounds.first == bounds.made_from {
-            let state = State::new(self.node.options().connections_per_uid).with_rules(self.settings.rules);
             self.loading = None;
-            self.begin(state, bounds.log, bounds.first - 1, Millis(0));
+            self.begin(self.empty(), bounds.log, bounds.first - 1, Millis(0));
             self.step = Step::Following;
             out.push(Command::Read { from: bounds.first });
-        } else if !self.settings.rules.hold(Rule::ResetIfSilent) {
-            // Without the rule: whoever doesn't know says that nobody knows.
-            out.push(Command::Append(wire::encode(&Message::Reset { nonce: self.nonce })));
-            self.listen(now, bounds, out);
         } else {
+            if !self.settings.rules.hold(Rule::ResetIfSilent) {
+                // Without the rule: whoever doesn't know says that nobody knows.
+                out.push(Command::Append(wire::encode(&Message::Reset { nonce: self.nonce })));
+            }
             self.listen(now, bounds, out);
         }
     }
@@ -378,9 +377,13 @@ impl Member {
         self.followed = None;
         self.loading = None;
         let (sequence, at) = self.node.presence().folded;
-        let state = State::new(self.node.options().connections_per_uid).with_rules(self.settings.rules);
-        self.node.restart(state, None, (sequence, at));
+        self.node.restart(self.empty(), None, (sequence, at));
         self.go_out(now);
+    }
+
+    /// Nobody live, nobody online.
+    fn empty(&self) -> State {
+        State::new(self.node.options().connections_per_uid).with_rules(self.settings.rules)
     }
 
     /// Begins to fold with that state.
@@ -460,8 +463,7 @@ impl Member {
         match wire::decode(bytes) {
             Ok(Message::Reset { .. }) => {
                 let log = self.loading.take().map(|loading| loading.log());
-                let state = State::new(self.node.options().connections_per_uid).with_rules(self.settings.rules);
-                self.begin(state, log.expect("who listens wants a snapshot"), sequence, at);
+                self.begin(self.empty(), log.expect("who listens wants a snapshot"), sequence, at);
                 self.step = Step::Following;
             }
             Ok(message) => self.hear(now, &message, out),

@@ -1,0 +1,282 @@
+//! The way in: the state, from the log or from another node, then the join, then the claims of all that is held; and the
+//! way out.
+
+use super::{
+    Bounds, Command, Life, MILLISECOND, Member, Micros, RESEND, Step,
+    loading::{Loading, Took},
+    micros,
+};
+use crate::{
+    cluster::{
+        engine::Standing,
+        fold::{Incarnation, Join, Message, SPEAKS},
+        hosts::Card,
+        rules::Rule,
+        wire,
+    },
+    model::{Millis, NodeName},
+};
+
+/// How often a node that isn't let in tries again.
+const REFUSED_RETRY: Micros = 5_000 * MILLISECOND;
+
+/// Asks whether anybody writes.
+#[derive(Debug, Default)]
+pub(super) struct Hello {
+    /// How many were read back without a word of anybody.
+    pub(super) read: u32,
+    /// When the last was sent, until it is read back.
+    pub(super) sent: Option<Micros>,
+    pub(super) next_at: Micros,
+}
+
+impl Member {
+    pub(super) fn listen(&mut self, now: Micros, bounds: Bounds, out: &mut Vec<Command>) {
+        self.step = Step::Listening { after: bounds.last };
+        self.hello = Hello::default();
+        self.loading = Some(Loading::new(bounds.log));
+        self.ask_at = now;
+        out.push(Command::Read { from: bounds.last + 1 });
+    }
+
+    /// A message is read, and nothing is known yet.
+    pub(super) fn overhear(
+        &mut self,
+        now: Micros,
+        after: u64,
+        (sequence, at): (u64, Millis),
+        bytes: &[u8],
+        out: &mut Vec<Command>,
+    ) {
+        if sequence != after + 1 {
+            return self.ask(now, out);
+        }
+        self.step = Step::Listening { after: sequence };
+        match wire::decode(bytes) {
+            Ok(Message::Reset { .. }) => {
+                let log = self.loading.take().map(|loading| loading.log());
+                self.begin(self.empty(), log.expect("who listens wants a snapshot"), sequence, at);
+                self.step = Step::Following;
+            }
+            Ok(message) => self.hear(now, &message, out),
+            Err(_) => {}
+        }
+    }
+
+    /// Counts how many words of its own are read without one of anybody else; voids the log when they are enough.
+    pub(super) fn hear(&mut self, now: Micros, message: &Message<'_>, out: &mut Vec<Command>) {
+        match message {
+            Message::Hello { nonce } if *nonce == self.nonce => {
+                self.hello.sent = None;
+                self.hello.read += 1;
+                if self.hello.read > self.settings.dead_after {
+                    out.push(Command::Append(wire::encode(&Message::Reset { nonce: self.nonce })));
+                    self.hello.read = 0;
+                }
+                self.hello.next_at = now + micros(self.settings.heartbeat);
+            }
+            Message::Batch { .. } => self.hello.read = 0,
+            _ => {}
+        }
+    }
+
+    pub(super) fn say_hello(&mut self, now: Micros, out: &mut Vec<Command>) {
+        let lost = self.hello.sent.is_some_and(|sent| now >= sent + RESEND);
+        if (self.hello.sent.is_none() && now >= self.hello.next_at) || lost {
+            self.hello.sent = Some(now);
+            out.push(Command::Append(wire::encode(&Message::Hello { nonce: self.nonce })));
+        }
+    }
+
+    /// Asks for the parts that are missing; once all are here, follows the log from the first of them.
+    pub(super) fn load(&mut self, now: Micros, out: &mut Vec<Command>) {
+        let Some(loading) = &mut self.loading else { return };
+        if now < self.ask_at {
+            return;
+        }
+        if !loading.is_whole() {
+            out.extend(loading.asks().map(|(part, of)| Command::Ask { part, of }));
+            return;
+        }
+        let rules = self.settings.rules;
+        let Ok((state, head)) = loading.state() else { return self.part_failed(now) };
+        let log = loading.log();
+        self.loading.as_mut().expect("it is here").exact(rules.hold(Rule::ExactParts));
+        let loading = self.loading.take();
+        self.begin(state.with_rules(rules), log, head.sequence, head.at);
+        self.loading = loading;
+        self.take_parts(now, head.sequence, head.at);
+        self.ask(now, out);
+    }
+
+    /// A part of the snapshot; `None`: it can't be had there.
+    pub(crate) fn part(&mut self, now: Micros, part: u8, answer: Option<(Incarnation, Vec<u8>)>) {
+        let Step::Listening { .. } = self.step else { return };
+        let Some(loading) = &mut self.loading else { return };
+        match answer {
+            Some((of, bytes)) => match loading.came(part, of, bytes) {
+                Took::More => {}
+                Took::All => self.ask_at = now,
+                Took::Useless => self.part_failed(now),
+            },
+            None => self.part_failed(now),
+        }
+    }
+
+    fn part_failed(&mut self, now: Micros) {
+        if let Some(loading) = &mut self.loading {
+            *loading = Loading::new(loading.log());
+        }
+        self.ask_at = now + micros(self.settings.heartbeat);
+    }
+
+    /// Takes in the parts that are exact at `sequence`.
+    pub(super) fn take_parts(&mut self, now: Micros, sequence: u64, at: Millis) {
+        let Some(mut loading) = self.loading.take() else { return };
+        let mut whole = Ok(false);
+        self.node.change(|presence| whole = loading.take(sequence, at, &mut presence.state));
+        match whole {
+            Ok(false) => self.loading = Some(loading),
+            Ok(true) => {}
+            // What a node told that doesn't hold together: none of it counts.
+            Err(_) => {
+                self.forget(now);
+                self.retry(now);
+            }
+        }
+    }
+
+    pub(super) fn join(&mut self, now: Micros, out: &mut Vec<Command>) {
+        if self.outgoing.leaves() {
+            return;
+        }
+        if let Some(until) = self.refused_until {
+            self.say_hello(now, out);
+            if now < until {
+                return;
+            }
+            self.refused_until = None;
+        }
+        if self.join_sent.is_none_or(|sent| now >= sent + RESEND) {
+            if self.join_sent.is_some() {
+                self.ask(now, out);
+            }
+            self.join_sent = Some(now);
+            out.push(Command::Append(wire::encode(&Message::Join(Join {
+                name: self.node.name().clone(),
+                start: self.settings.start,
+                attempt: self.attempt,
+                speaks: SPEAKS,
+                connections_per_uid: self.node.options().connections_per_uid,
+                version: env!("CARGO_PKG_VERSION").into(),
+            }))));
+        }
+    }
+
+    pub(super) fn read_join(&mut self, now: Micros, sequence: u64, join: &Join, out: &mut Vec<Command>) {
+        let joined = self.node.presence().state.index_of(Incarnation(sequence)).is_some();
+        if join.name != *self.node.name() {
+            if joined {
+                self.silence.insert(Incarnation(sequence), 0);
+            }
+            return;
+        }
+        if join.start > self.settings.start && joined && self.life != Life::Out {
+            return out.push(Command::Superseded);
+        }
+        if join.start != self.settings.start || join.attempt != self.attempt || self.life != Life::Out {
+            return;
+        }
+        self.join_sent = None;
+        if !joined {
+            self.refuse(now, out);
+            return;
+        }
+        self.life = Life::In(Incarnation(sequence));
+        self.told_refusal = false;
+        self.next_number = 0;
+        self.last_append = None;
+        self.last_beat = now.saturating_sub(micros(self.settings.heartbeat));
+        self.resent = now;
+        self.claimed_by = Some(None);
+        self.node.set_incarnation(Some(Incarnation(sequence)));
+        let presence = self.node.presence();
+        let others = presence.state.live().map(|live| live.incarnation).filter(|other| other.0 != sequence);
+        self.silence = others.map(|other| (other, 0)).collect();
+        drop(presence);
+        self.outgoing.enter();
+        out.push(Command::Joined(Incarnation(sequence)));
+    }
+
+    /// The join was read and didn't count: by another number of connections, or for a life of this name that seems later.
+    fn refuse(&mut self, now: Micros, out: &mut Vec<Command>) {
+        let own = self.node.options().connections_per_uid;
+        let presence = self.node.presence();
+        let theirs = presence.state.connections_per_uid();
+        let others = presence.state.live().any(|live| live.name != *self.node.name());
+        let reason = if others && own != theirs {
+            format!("device.connections_per_uid: the nodes that are there have {theirs}, this one has {own}")
+        } else {
+            format!("node.name: a node \"{}\" that started later is there; waiting until it is gone", self.node.name())
+        };
+        drop(presence);
+        self.refused_until = Some(now + if others && own != theirs { REFUSED_RETRY } else { RESEND });
+        if !std::mem::replace(&mut self.told_refusal, true) {
+            out.push(Command::Refused(reason));
+        }
+    }
+
+    pub(super) fn await_those_who_were_live(&mut self) {
+        if matches!(self.life, Life::Out) {
+            return;
+        }
+        let presence = self.node.presence();
+        let others = presence.state.live().map(|live| live.name.clone()).filter(|name| name != self.node.name());
+        self.awaited = Some((others.collect(), 0));
+    }
+
+    /// In step: it is in the log with all that it holds; after a loss also those that were there before, if they come.
+    pub(super) fn check_ready(&mut self, now: Micros) {
+        let Life::In(_) = self.life else { return };
+        if let Some(Some(number)) = self.claimed_by
+            && self.unread.front().is_none_or(|oldest| oldest.number > number)
+        {
+            self.claimed_by = None;
+            // Told with the next word, and that at once.
+            self.last_beat = now.saturating_sub(micros(self.settings.heartbeat));
+        }
+        if self.claimed_by.is_some() || self.standing() != Standing::Joining {
+            return;
+        }
+        if let Some((names, beats)) = &self.awaited
+            && *beats < self.settings.dead_after
+        {
+            let presence = self.node.presence();
+            let is_back = |name: &NodeName| {
+                let ready = |card: &Card| card.ready || card.draining;
+                presence.state.live().any(|live| live.name == *name && live.card.as_ref().is_some_and(ready))
+            };
+            if !names.iter().all(is_back) {
+                return;
+            }
+        }
+        self.awaited = None;
+        self.stand(Standing::InStep);
+    }
+
+    /// This life has ended.
+    pub(super) fn go_out(&mut self, now: Micros) {
+        self.outgoing.exit();
+        self.node.set_incarnation(None);
+        if matches!(self.life, Life::In(_)) {
+            self.attempt += 1;
+        }
+        self.life = Life::Out;
+        self.unread.clear();
+        self.dead.clear();
+        self.join_sent = None;
+        self.claimed_by = None;
+        self.hello = Hello::default();
+        self.refused_until = if self.settings.rules.hold(Rule::Again) { None } else { Some(now + u64::MAX / 2) };
+    }
+}

@@ -98,7 +98,7 @@ async fn a_node_that_was_frozen_joins_again_and_takes_nothing_from_where_its_dev
         let back = watch.expect_online("stays").await;
         assert_eq!(back.node, "node-3");
     }
-    nodes.all_ready(&[0, 1, 2]).await;
+    nodes.all_ready().await;
     let now = since(listed(&mut nodes.backends[0]).await);
     assert_eq!(now[..2], began[..2], "nobody else was declared dead");
     assert_ne!(now[2], began[2]);

@@ -69,19 +69,8 @@ impl Nodes {
             backends.push(node.backend().await);
             nodes.push(node);
         }
-        let mut all = Self { nodes, backends, _log: log };
-        all.know_each_other().await;
-        all
-    }
-
-    async fn know_each_other(&mut self) {
-        for backend in &self.backends {
-            eventually("all nodes are ready", || async {
-                let listed = listed(&mut backend.clone()).await;
-                (listed.len() == 3 && listed.iter().all(|node| node.state() == NodeState::Ready)).then_some(())
-            })
-            .await;
-        }
+        know_each_other(&backends).await;
+        Self { nodes, backends, _log: log }
     }
 
     /// A device that all nodes know to be at this one.
@@ -112,4 +101,16 @@ impl Nodes {
 /// The nodes that are live.
 pub async fn listed(backend: &mut Backend) -> Vec<Node> {
     backend.list_nodes(ListNodesRequest {}).await.expect("it answers").into_inner().nodes
+}
+
+/// Waits until each of these nodes knows that all of them are there and ready, and nobody else.
+pub async fn know_each_other(backends: &[Backend]) {
+    for backend in backends {
+        eventually("all nodes are ready", || async {
+            let listed = listed(&mut backend.clone()).await;
+            let ready = listed.iter().all(|node| node.state() == NodeState::Ready);
+            (listed.len() == backends.len() && ready).then_some(())
+        })
+        .await;
+    }
 }

@@ -1,7 +1,7 @@
 //! Gateways that are one cluster over real NATS servers, each in this process with its own ports, and a subscriber at
 //! each of them.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use plex::{
     Config,
@@ -12,7 +12,9 @@ use tokio::time::timeout;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::{
-    Backend, PATIENCE, TestDevice, TestServer, eventually, http, online, push,
+    Backend, PATIENCE, TestDevice, TestServer,
+    cluster::know_each_other,
+    eventually, http, online, push,
     watch::{Watch, everyone, word, words},
 };
 
@@ -87,10 +89,8 @@ impl Gateways {
     pub async fn are_in_step(&self) {
         for index in 0..self.nodes.len() {
             self.health_is(index, ServingStatus::Serving).await;
-            let backend = self.backends[index].clone();
-            let all: BTreeSet<_> = (1..=self.nodes.len()).map(|number| format!("node-{number}")).collect();
-            eventually("each knows all", || async { (known(backend.clone()).await == all).then_some(()) }).await;
         }
+        know_each_other(&self.backends).await;
     }
 
     /// Waits until the log stands still for all.
@@ -124,12 +124,6 @@ impl Gateways {
         }
         assert!(told.iter().all(|states| *states == told[0]), "{told:?}");
     }
-}
-
-/// The names of the nodes that one knows.
-async fn known(mut backend: Backend) -> BTreeSet<String> {
-    let nodes = backend.list_nodes(plex::proto::ListNodesRequest {}).await.expect("it answers").into_inner().nodes;
-    nodes.into_iter().map(|node| node.name).collect()
 }
 
 /// What a node's health service says; None: it hasn't heard of that.

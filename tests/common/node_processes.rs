@@ -1,11 +1,10 @@
 //! Nodes of one cluster, each a process of its own, on one real NATS server.
 
-use plex::proto::NodeState;
 use serde_json::Value;
 
 use super::{
     Backend, SECRET, TestDevice, backend,
-    cluster::listed,
+    cluster::know_each_other,
     eventually, http,
     nats::Nats,
     online,
@@ -36,7 +35,7 @@ impl Gateways {
             all.backends.push(backend(node.control, SECRET).await);
             all.nodes.push(Some(node));
         }
-        all.all_ready(&[0, 1, 2]).await;
+        all.all_ready().await;
         Some(all)
     }
 
@@ -57,15 +56,11 @@ impl Gateways {
         node
     }
 
-    /// Waits until these know that all three are ready.
-    pub async fn all_ready(&self, asked: &[usize]) {
-        for index in asked {
-            eventually("all three are ready", || async {
-                let listed = listed(&mut self.backends[*index].clone()).await;
-                (listed.len() == 3 && listed.iter().all(|node| node.state() == NodeState::Ready)).then_some(())
-            })
-            .await;
-            let readyz = http(self.node(*index).http, "GET", "/readyz").await;
+    /// Waits until each knows that all are ready, and takes devices.
+    pub async fn all_ready(&self) {
+        know_each_other(&self.backends).await;
+        for node in self.nodes.iter().flatten() {
+            let readyz = http(node.http, "GET", "/readyz").await;
             assert_eq!(readyz.0, 200, "{readyz:?}");
         }
     }

@@ -7,6 +7,7 @@ use plex::proto::{GetHostRequest, NodeState, OfflineReason, PushStatus};
 use super::{
     before,
     common::{
+        at_scale,
         cluster::listed,
         eventually, http,
         node_processes::Gateways,
@@ -31,7 +32,7 @@ async fn came(watch: &mut Watch, uids: &BTreeSet<String>) {
 async fn a_killed_node_s_uids_are_told_offline_once_at_every_other_with_one_epoch() {
     let Some(mut nodes) = Gateways::three().await else { return };
     let mut watches = watches(&mut nodes, &[0, 1]).await;
-    let uids: BTreeSet<_> = (0..300).map(|number| format!("device-{number}")).collect();
+    let uids: BTreeSet<_> = (0..at_scale(300, 9_000)).map(|number| format!("device-{number}")).collect();
     let mut devices = Vec::new();
     for uid in &uids {
         devices.push(nodes.login(2, uid).await);

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     before,
     common::{
-        PATIENCE, TestDevice, eventually,
+        PATIENCE, TestDevice, at_scale, eventually,
         node_processes::Gateways,
         online, sessions,
         watch::{Watch, after, everyone, sorted_words},
@@ -39,7 +39,7 @@ async fn of_many_logins_of_a_uid_that_is_online_one_stays_and_no_event_is_told()
     }
     let addresses = devices_at(&nodes);
     let mut logins = JoinSet::new();
-    for number in 0..600 {
+    for number in 0..at_scale(600, 1_000) {
         logins.spawn(TestDevice::login(addresses[number % 3], "alice"));
     }
     held.extend(logins.join_all().await);
@@ -65,12 +65,11 @@ async fn of_many_logins_of_a_uid_that_is_online_one_stays_and_no_event_is_told()
 }
 
 const UIDS: usize = 40;
-const MOVES: usize = 50;
 
 /// One device that moves from node to node. Its old socket is closed before, or after, or never.
 async fn wander(uid: String, number: usize, addresses: [SocketAddr; 3]) -> Vec<TestDevice> {
     let (mut now, mut half_open) = (None, Vec::new());
-    for step in 0..MOVES {
+    for step in 0..at_scale(50, 250) {
         let address = addresses[(number + step * (1 + number % 2)) % 3];
         match (number + step) % 3 {
             0 => {
@@ -172,11 +171,10 @@ async fn is_served(device: &mut TestDevice) -> bool {
     }
 }
 
-/// From how many one subscriber hears, one after the other.
-const STREAMS: usize = 60;
-
 #[tokio::test]
 async fn a_subscriber_that_goes_from_node_to_node_misses_nothing_and_hears_nothing_twice() {
+    // From so many it hears, one after the other.
+    let streams_least = at_scale(60, 1_000);
     let Some(mut nodes) = Gateways::three().await else { return };
     let mut watches = watches(&mut nodes, &[0, 1]).await;
     let (mut reference, first) = (watches.remove(0), watches.remove(0));
@@ -219,15 +217,15 @@ async fn a_subscriber_that_goes_from_node_to_node_misses_nothing_and_hears_nothi
             }
         }
         streams += 1;
-        if streams == STREAMS {
+        if streams == streams_least {
             enough.cancel();
         }
     }
     let _end = end.await.unwrap();
-    assert!(streams >= STREAMS, "{streams}");
+    assert!(streams >= streams_least, "{streams}");
     let told = reading.await.unwrap();
     // A change that a closed socket causes may come behind.
     heard.truncate(heard.iter().position(|event| event.uid == "end").expect("it was heard"));
-    assert!(told.len() > STREAMS, "{} changes", told.len());
+    assert!(told.len() > streams_least, "{} changes", told.len());
     assert!(heard == told, "of {} changes, {} were heard", told.len(), heard.len());
 }

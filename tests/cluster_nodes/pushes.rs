@@ -9,31 +9,38 @@ use plex::proto::{OnlineStatusKind, PushManyRequest, PushStatus};
 use tokio::task::JoinSet;
 
 use super::{
-    common::{TestDevice, call, node_processes::Gateways, push},
+    common::{TestDevice, at_scale, call, node_processes::Gateways, push, watch::Watch},
     watches,
 };
 
+/// How many devices are there at a time.
+const DEVICES: usize = 900;
+
 #[tokio::test]
 async fn who_was_told_online_by_one_node_is_offline_to_no_push_from_any() {
-    const DEVICES: usize = 900;
     let Some(mut nodes) = Gateways::three().await else { return };
     let mut watch = watches(&mut nodes, &[0]).await.remove(0);
+    for generation in 0..at_scale(1, 112) {
+        push_as_they_come(&mut nodes, &mut watch, generation).await;
+    }
+}
+
+/// Devices come to all nodes; as soon as one node tells one, it is pushed to from one of all.
+async fn push_as_they_come(nodes: &mut Gateways, watch: &mut Watch, generation: usize) {
     let addresses = [0, 1, 2].map(|index| nodes.node(index).device());
     let coming = tokio::spawn(async move {
         let mut devices = Vec::new();
         for number in 0..DEVICES {
-            devices.push(TestDevice::login(addresses[number % 3], &format!("uid-{number}")).await);
+            devices.push(TestDevice::login(addresses[number % 3], &format!("uid-{generation}-{number}")).await);
         }
         devices
     });
     let (mut seen, mut round) = (0, 0);
     while seen < DEVICES {
         let events = watch.response().await.unwrap().events;
-        let uids: Vec<_> = events
-            .into_iter()
-            .inspect(|event| assert!(event.online && event.kind() == OnlineStatusKind::Change, "{event:?}"))
-            .map(|event| event.uid)
-            .collect();
+        // Those of the generation before go meanwhile.
+        let came = events.into_iter().filter(|event| event.online && event.kind() == OnlineStatusKind::Change);
+        let uids: Vec<_> = came.map(|event| event.uid).collect();
         seen += uids.len();
         if uids.is_empty() {
             continue;
@@ -52,15 +59,15 @@ async fn who_was_told_online_by_one_node_is_offline_to_no_push_from_any() {
 
 #[tokio::test]
 async fn of_a_node_that_is_killed_no_push_claims_an_answer_that_was_not_given() {
-    const DEVICES: usize = 60;
+    const CALLS: usize = 60;
     let Some(mut nodes) = Gateways::three().await else { return };
     let mut devices = Vec::new();
-    for number in 0..DEVICES {
+    for number in 0..CALLS {
         devices.push(nodes.login(2, &format!("uid-{number}")).await);
         nodes.knows(0, &format!("uid-{number}"), Some("node-3")).await;
     }
     let mut calls = JoinSet::new();
-    for number in 0..DEVICES {
+    for number in 0..CALLS {
         let mut backend = nodes.backends[0].clone();
         let request = call(&format!("uid-{number}"), "/ask", "well?", Duration::from_secs(60));
         calls.spawn(async move { (number, backend.push(request).await.unwrap().into_inner()) });
@@ -71,15 +78,15 @@ async fn of_a_node_that_is_killed_no_push_claims_an_answer_that_was_not_given() 
     for device in &mut devices {
         asked.push(device.next().await.seq);
     }
-    for number in (0..DEVICES).step_by(3) {
+    for number in (0..CALLS).step_by(3) {
         devices[number].ack(asked[number], "indeed").await;
     }
-    while outcomes.len() < DEVICES / 3 {
+    while outcomes.len() < CALLS / 3 {
         let (number, outcome) = calls.join_next().await.unwrap().unwrap();
         assert_eq!((number % 3, outcome.status(), &*outcome.reply), (0, PushStatus::Acked, "indeed"));
         outcomes.insert(number, outcome);
     }
-    for number in (1..DEVICES).step_by(3) {
+    for number in (1..CALLS).step_by(3) {
         devices[number].ack(asked[number], "indeed").await;
     }
     nodes.kill(2);
@@ -95,8 +102,8 @@ async fn of_a_node_that_is_killed_no_push_claims_an_answer_that_was_not_given() 
         }
         outcomes.insert(number, outcome);
     }
-    assert!(outcomes.into_keys().eq(0..DEVICES), "each has one outcome");
-    let offline: BTreeSet<_> = (0..DEVICES).map(|number| format!("uid-{number}")).collect();
+    assert!(outcomes.into_keys().eq(0..CALLS), "each has one outcome");
+    let offline: BTreeSet<_> = (0..CALLS).map(|number| format!("uid-{number}")).collect();
     for index in 0..2 {
         for uid in &offline {
             nodes.knows(index, uid, None).await;

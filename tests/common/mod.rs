@@ -45,6 +45,11 @@ use tonic::{
 /// Longer than anything takes, shorter than a test may hang.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How many of something a test takes: `large` where `PLEX_TEST_LARGE` is set, as it is before a release.
+pub fn at_scale(normal: usize, large: usize) -> usize {
+    if std::env::var_os("PLEX_TEST_LARGE").is_some() { large } else { normal }
+}
+
 /// The secret of every test gateway.
 pub const SECRET: &str = "a-secret-of-the-tests";
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo bench --bench agree
-//! cargo bench --bench agree -- --devices 10000 --seconds 10 --rounds 5 --rate 5000
+//! cargo bench --bench agree -- --devices 10000 --seconds 6 --rounds 7 --rate 5000
 //! ```
 //!
 //! Both measure one gateway, in turn, in the same run; of each figure the medians are compared. It fails where they are
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     let rate = arguments.number("rate", 5_000);
     let ground = Ground::new(&arguments);
     let (mut full, mut paced) = (Vec::new(), Vec::new());
-    for round in 0..arguments.number("rounds", 5) {
+    for round in 0..arguments.number("rounds", 7) {
         full.push(ground.round(0, round));
         paced.push(ground.round(rate, round));
     }
@@ -91,7 +91,7 @@ impl Ground {
             load,
             secret,
             devices: arguments.number("devices", 10_000).to_string(),
-            seconds: arguments.number("seconds", 10).to_string(),
+            seconds: arguments.number("seconds", 6).to_string(),
         }
     }
 

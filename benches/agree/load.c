@@ -26,6 +26,7 @@
 #define BODY 64            // bytes of a push's body
 #define AHEAD 8000         // pushes without a result, at full load
 #define OUT (64 << 10)     // bytes that wait for the control plane's socket
+#define FRAME (16 << 10)   // bytes of an HTTP/2 frame, as long as nothing else was agreed
 #define WINDOW (16 << 20)  // bytes that the gateway may send before it is told that they were read
 #define PER_SOURCE 20000   // devices of one source address, fewer than there are ephemeral ports
 #define SECOND 1000000000ull
@@ -177,6 +178,7 @@ enum { DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY
 static int control;
 static uint8_t out[OUT + 4096];
 static size_t out_bytes, out_at;
+static uint8_t *last_data;  // the DATA frame with which `out` ends, if it does
 static int64_t send_connection = 65535, send_stream = 65535, send_initial = 65535;
 static uint64_t unread;  // bytes of DATA that the gateway hasn't been told of
 static uint64_t pushed, results, refused;
@@ -192,6 +194,7 @@ static uint8_t *begin_frame(uint8_t type, uint8_t flags, uint32_t stream, uint32
     at[3] = type, at[4] = flags;
     put32(at + 5, stream);
     out_bytes += 9 + bytes;
+    last_data = type == DATA ? at : NULL;
     return at + 9;
 }
 
@@ -234,6 +237,16 @@ static void open_stream(int port, const char *secret) {
     unblock(control);
 }
 
+// Room for a gRPC message. Those that are written at once share a frame, as libraries have it.
+static uint8_t *begin_message(uint32_t bytes) {
+    if (last_data == NULL) return begin_frame(DATA, 0, 1, bytes);
+    uint32_t have = (uint32_t)(last_data[0] << 16 | last_data[1] << 8 | last_data[2]), all = have + bytes;
+    if (all > FRAME) return begin_frame(DATA, 0, 1, bytes);
+    last_data[0] = (uint8_t)(all >> 16), last_data[1] = (uint8_t)(all >> 8), last_data[2] = (uint8_t)all;
+    out_bytes += bytes;
+    return last_data + 9 + have;
+}
+
 // A message with one push. All lengths are below 128, so each is one byte.
 static void push(uint64_t meant) {
     char uid[32], body[BODY + 1];
@@ -244,7 +257,7 @@ static void push(uint64_t meant) {
     memset(body + 32, 'x', BODY - 32);
     uint8_t request = (uint8_t)(2 + uid_bytes + 2 + (sizeof uri - 1) + 2 + BODY);
     uint32_t bytes = 5 + 2 + request;
-    uint8_t *at = begin_frame(DATA, 0, 1, bytes);
+    uint8_t *at = begin_message(bytes);
     *at++ = 0;  // not compressed
     put32(at, bytes - 5), at += 4;
     *at++ = 0x0a, *at++ = request;  // pushes = 1
@@ -268,6 +281,7 @@ static void flush(void) {
     }
     memmove(out, out + out_at, out_bytes - out_at);
     out_bytes -= out_at, out_at = 0;
+    last_data = NULL;
 }
 
 static uint64_t varint(const uint8_t **at, const uint8_t *end) {

@@ -57,7 +57,7 @@ fn names(text: &str) -> BTreeSet<&str> {
     words.filter(|word| word.starts_with("plex_") && !word.contains("CLUSTER")).collect()
 }
 
-/// Runs a checker where it is there.
+/// Runs a checker where it is there, as it has to be in CI.
 fn checked(program: &str, arguments: &[&str], good: impl Fn(&str) -> bool) {
     match Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output() {
         Ok(output) => {
@@ -65,6 +65,7 @@ fn checked(program: &str, arguments: &[&str], good: impl Fn(&str) -> bool) {
             let text = String::from_utf8_lossy(&text);
             assert!(good(&text), "{program} {arguments:?}: {text}");
         }
+        Err(error) if std::env::var("CI").as_deref() == Ok("true") => panic!("{program} is needed in CI: {error}"),
         // Past the capturing of a test that passes.
         Err(error) => drop(writeln!(io::stderr(), "skipped: what {program} checks, which can't be run: {error}")),
     }

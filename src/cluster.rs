@@ -274,7 +274,7 @@ impl Cluster {
         self.0.engine().is_bus_up()
     }
 
-    /// Asks every *other* node which of `uids`, at most 10,000, it holds. Gives the answers as they come, each with those
+    /// Asks every *other* node which of `uids`, at most 2,000, it holds. Gives the answers as they come, each with those
     /// that are held; then once `None`, if all have answered in `cluster.forward_timeout`.
     pub(crate) fn who_holds(&self, uids: Arc<[Uid]>) -> BoxStream<'static, Option<(Incarnation, Vec<Uid>)>> {
         let asked: FuturesUnordered<_> = self

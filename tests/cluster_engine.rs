@@ -5,6 +5,8 @@
 mod common;
 #[path = "cluster_engine/log.rs"]
 mod log;
+#[path = "cluster_engine/places.rs"]
+mod places;
 #[path = "cluster_engine/servers.rs"]
 mod servers;
 

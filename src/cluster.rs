@@ -197,6 +197,12 @@ impl Cluster {
         self.0.unreadable()
     }
 
+    /// How many errors the cluster's servers told this node.
+    #[must_use]
+    pub(crate) fn server_errors(&self) -> u64 {
+        self.0.server_errors()
+    }
+
     /// How this node stands to the log.
     #[must_use]
     pub(crate) fn standing(&self) -> Standing {

@@ -92,8 +92,8 @@ pub(crate) enum Command {
     Joined(Incarnation),
     /// Incarnations that have ended.
     Ended(Vec<Incarnation>),
-    /// Tell the operator why the others don't let this node in.
-    Refused(String),
+    /// Tell the operator why the others don't let this node in, and whether it only has to wait.
+    Refused { why: String, waits: bool },
     /// A later process of this name has joined: stop.
     Superseded,
     /// The last word was read: this node is out of the log.
@@ -589,15 +589,16 @@ impl Member {
         let presence = self.node.presence();
         let theirs = presence.state.connections_per_uid();
         let others = presence.state.live().any(|live| live.name != *self.node.name());
-        let reason = if others && own != theirs {
+        let waits = !others || own == theirs;
+        let why = if !waits {
             format!("device.connections_per_uid: the nodes that are there have {theirs}, this one has {own}")
         } else {
             format!("node.name: a node \"{}\" that started later is there; waiting until it is gone", self.node.name())
         };
         drop(presence);
-        self.refused_until = Some(now + if others && own != theirs { REFUSED_RETRY } else { RESEND });
+        self.refused_until = Some(now + if waits { RESEND } else { REFUSED_RETRY });
         if !std::mem::replace(&mut self.told_refusal, true) {
-            out.push(Command::Refused(reason));
+            out.push(Command::Refused { why, waits });
         }
     }
 

@@ -2,6 +2,8 @@
 //! it had stored.
 #![cfg(feature = "nats")]
 
+#[path = "cluster_engine/anew.rs"]
+mod anew;
 mod common;
 #[path = "cluster_engine/log.rs"]
 mod log;

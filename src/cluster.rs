@@ -197,6 +197,12 @@ impl Cluster {
         self.0.unreadable()
     }
 
+    /// How many errors the cluster's servers told this node.
+    #[must_use]
+    pub(crate) fn server_errors(&self) -> u64 {
+        self.0.server_errors()
+    }
+
     /// How this node stands to the log.
     #[must_use]
     pub(crate) fn standing(&self) -> Standing {
@@ -274,7 +280,7 @@ impl Cluster {
         self.0.engine().is_bus_up()
     }
 
-    /// Asks every *other* node which of `uids`, at most 10,000, it holds. Gives the answers as they come, each with those
+    /// Asks every *other* node which of `uids`, at most 2,000, it holds. Gives the answers as they come, each with those
     /// that are held; then once `None`, if all have answered in `cluster.forward_timeout`.
     pub(crate) fn who_holds(&self, uids: Arc<[Uid]>) -> BoxStream<'static, Option<(Incarnation, Vec<Uid>)>> {
         let asked: FuturesUnordered<_> = self

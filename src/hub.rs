@@ -102,6 +102,20 @@ pub(crate) struct Ack {
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
+impl Pushed {
+    /// Keeps a place for as long as the outcome is waited for.
+    fn holding(self, place: Option<OwnedSemaphorePermit>) -> Self {
+        match (self, place) {
+            (Self::Waiting(mut waiting), place) => {
+                waiting._place = place;
+                Self::Waiting(waiting)
+            }
+            (Self::Elsewhere(elsewhere), Some(place)) => Self::Elsewhere(elsewhere.holding(place)),
+            (other, _) => other,
+        }
+    }
+}
+
 thread_local! {
     /// The frame of the push that this thread is at: no allocation for a push.
     static FRAME: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -254,20 +268,22 @@ impl Hub {
 
     /// Pushes to all connections of a uid. With `ack` the device's answer is waited for.
     pub(crate) fn push(&self, uid: &str, push: Push<'_>, ack: Option<Ack>) -> Pushed {
-        if self.0.cluster.is_single() {
-            return self.push_here(uid, push, ack);
-        }
-        self.push_anywhere(uid, push, ack)
+        let (ack, place) = ack.map(|ack| (ack.deadline, ack.permit)).unzip();
+        let pushed = match self.0.cluster.is_single() {
+            true => self.push_here(uid, push, ack),
+            false => self.push_anywhere(uid, push, ack),
+        };
+        pushed.holding(place.flatten())
     }
 
     /// Pushes to the connections of a uid that this node holds.
-    fn push_here(&self, uid: &str, push: Push<'_>, ack: Option<Ack>) -> Pushed {
+    fn push_here(&self, uid: &str, push: Push<'_>, ack: Option<Instant>) -> Pushed {
         self.push_numbered(uid, push, ack, || self.0.numbers.next_seq())
     }
 
     /// As [`Hub::push_here`], where another node has asked for it, or a PushMany here had to wait: all of one PushMany get
     /// one number.
-    fn push_forwarded(&self, push: &ForwardedPush, ack: Option<Ack>) -> Pushed {
+    fn push_forwarded(&self, push: &ForwardedPush, ack: Option<Instant>) -> Pushed {
         let (uid, many) = (push.uid.as_str(), push.many);
         let push = Push { uri: &push.uri, body: &push.body };
         self.push_numbered(uid, push, ack, || if many == 0 { self.0.numbers.next_seq() } else { self.seq_of(many) })
@@ -283,7 +299,7 @@ impl Hub {
         seq
     }
 
-    fn push_numbered(&self, uid: &str, push: Push<'_>, ack: Option<Ack>, seq: impl FnOnce() -> i64) -> Pushed {
+    fn push_numbered(&self, uid: &str, push: Push<'_>, ack: Option<Instant>, seq: impl FnOnce() -> i64) -> Pushed {
         let found = self.0.registry.find(uid);
         if found.iter().next().is_none() {
             return Pushed::Done(PushOutcome::unsent(PushStatus::Offline));
@@ -302,9 +318,9 @@ impl Hub {
 
     /// Hands a frame to the connections that were found. Where all have ended meanwhile, those that took their place
     /// are found: a uid that replaces its connection is never offline.
-    fn push_frame(&self, uid: &str, mut found: Found, seq: i64, frame: Frame<'_>, ack: Option<Ack>) -> Pushed {
+    fn push_frame(&self, uid: &str, mut found: Found, seq: i64, frame: Frame<'_>, ack: Option<Instant>) -> Pushed {
         let queue_bytes_max = self.0.settings.queue_bytes_max;
-        let wait = ack.as_ref().map(|_| Wait::new());
+        let wait = ack.map(|_| Wait::new());
         let mut waiting = Vec::new();
         let mut connections = 0u32;
         let mut full = false;
@@ -336,10 +352,10 @@ impl Hub {
             return Pushed::Done(PushOutcome::unsent(if full { PushStatus::QueueFull } else { PushStatus::Offline }));
         }
         match (wait, ack) {
-            (Some((wait, receiver)), Some(Ack { deadline, permit })) => {
+            (Some((wait, receiver)), Some(deadline)) => {
                 wait.closed();
                 let timer = Waiting::timer(deadline);
-                Pushed::Waiting(Waiting { seq, receiver, connections: waiting, timer, _permit: permit })
+                Pushed::Waiting(Waiting { seq, receiver, connections: waiting, timer, _place: None })
             }
             _ => Pushed::Done(PushOutcome { status: PushStatus::Sent, seq, connections, reply: String::new() }),
         }

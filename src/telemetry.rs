@@ -62,6 +62,7 @@ pub(crate) struct Metrics {
     ack_waits: Gauge,
     in_step: Gauge,
     unreadable: Gauge,
+    server_errors: Gauge,
 }
 
 /// The live numbers, read when `/metrics` is asked for.
@@ -74,6 +75,8 @@ pub(crate) struct Live {
     pub(crate) in_step: bool,
     /// Messages of the presence log that couldn't be read.
     pub(crate) unreadable: u64,
+    /// Errors that the cluster's servers told.
+    pub(crate) server_errors: u64,
 }
 
 /// Counts the end of a stream when it is dropped.
@@ -235,6 +238,7 @@ impl Metrics {
         let ack_waits = gauge("ack_waits", "Pushes that wait for a device's answer now");
         let in_step = gauge("presence_in_step", "1 where what is known of presence is what is, else 0");
         let unreadable = gauge("presence_unreadable_messages", "Messages of the presence log that couldn't be read");
+        let server_errors = gauge("cluster_server_errors", "Errors that the cluster's servers told this node");
 
         let fixed = |counters: Vec<Counter>| counters.try_into().expect("one counter for each name");
         let [auth_success, auth_refused, auth_unavailable] = auth.try_into().expect("three names");
@@ -270,6 +274,7 @@ impl Metrics {
             ack_waits,
             in_step,
             unreadable,
+            server_errors,
             registry: Arc::new(registry),
         }
     }
@@ -310,6 +315,7 @@ impl Metrics {
         gauge(&self.ack_waits, live.ack_waits as u64);
         gauge(&self.in_step, live.in_step.into());
         gauge(&self.unreadable, live.unreadable);
+        gauge(&self.server_errors, live.server_errors);
         let mut page = String::new();
         encode(&mut page, &self.registry).expect("a String takes any text");
         page

@@ -2,9 +2,13 @@
 //! it had stored.
 #![cfg(feature = "nats")]
 
+#[path = "cluster_engine/anew.rs"]
+mod anew;
 mod common;
 #[path = "cluster_engine/log.rs"]
 mod log;
+#[path = "cluster_engine/places.rs"]
+mod places;
 #[path = "cluster_engine/servers.rs"]
 mod servers;
 

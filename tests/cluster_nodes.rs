@@ -10,6 +10,8 @@ mod ends;
 mod moves;
 #[path = "cluster_nodes/pushes.rs"]
 mod pushes;
+#[path = "cluster_nodes/refused.rs"]
+mod refused;
 #[path = "cluster_nodes/starts.rs"]
 mod starts;
 

@@ -5,13 +5,14 @@ mod common;
 use std::{fs, net::SocketAddr, time::Duration};
 
 use common::{
-    PATIENCE, TestDevice, TestServer, call, eventually, http, push, sessions,
+    PATIENCE, TestDevice, TestServer, backend, call, eventually, http, push, sessions,
     tls_device::{Authority, shown},
 };
 use plex::{
     Config,
     client::{Device, DeviceOptions, DeviceTls, Event, LoginError},
-    proto::{BroadcastRequest, DisconnectRequest, GetHostRequest, PushStatus},
+    config::{ControlSecret, Scopes, SecretSource},
+    proto::{BroadcastRequest, DisconnectRequest, GetHostRequest, GetInfoRequest, PushStatus},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -166,7 +167,11 @@ async fn what_is_no_tls_at_the_tls_port_gets_an_alert_and_the_end() {
 #[tokio::test]
 async fn a_certificate_is_replaced_under_devices_that_stay() {
     let authority = Authority::new();
-    let (server, address) = gateway(&authority, |_| {}).await;
+    // Looked at after the certificate.
+    let (secret, one) = (authority.path("secret"), "one of the files");
+    fs::write(&secret, one).unwrap();
+    let named = ControlSecret { name: "file".into(), source: SecretSource::File(secret.clone()), scopes: Scopes::ALL };
+    let (server, address) = gateway(&authority, |config| config.control.secrets.push(named)).await;
     let old = authority.certificate();
     // Both ends are in this process.
     rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be read");
@@ -181,9 +186,14 @@ async fn a_certificate_is_replaced_under_devices_that_stay() {
         (shown(&authority.connect(address).await) == new).then_some(())
     })
     .await;
-    // A bad one keeps it. Only the log tells that it was looked at, so this waits for longer than two looks take.
+    // A bad one keeps it. Once a file that was written later is read, it has been looked at.
     fs::write(authority.path("cert.pem"), "no certificate").unwrap();
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let other = "another of the files";
+    fs::write(&secret, other).unwrap();
+    eventually("the other file is read", || async {
+        backend(server.addresses.control, other).await.get_info(GetInfoRequest {}).await.ok()
+    })
+    .await;
     assert_eq!(shown(&authority.login(address, "later").await), new);
     let third = authority.issue();
     eventually("a good one is taken again", || async {

@@ -25,21 +25,22 @@ pub(super) async fn serve(config: Config) -> Result<Exit, Failure> {
     let stop = gateway.stopper();
     let mut running = std::pin::pin!(gateway.run());
     let first = tokio::select! {
-        ended = &mut running => return Ok(exit_of(ended)),
+        ended = &mut running => return exit_of(ended),
         number = signals.next() => number,
     };
     tracing::info!(signal = first, "stopping; a second signal ends at once");
     stop.shutdown();
     tokio::select! {
-        ended = &mut running => Ok(exit_of(ended)),
+        ended = &mut running => exit_of(ended),
         number = signals.next() => std::process::exit(128 + number),
     }
 }
 
-fn exit_of(ended: Ended) -> Exit {
+fn exit_of(ended: Ended) -> Result<Exit, Failure> {
     match ended {
-        Ended::Stopped => Exit::Done,
-        Ended::Superseded => Exit::No,
+        Ended::Stopped => Ok(Exit::Done),
+        Ended::Superseded => Ok(Exit::No),
+        Ended::Refused(why) => Err(Failure::new(Exit::No, format!("cluster: {why}"))),
     }
 }
 

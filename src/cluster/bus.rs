@@ -81,7 +81,7 @@ pub(crate) enum Inbound {
     },
     /// Tell which of these this node holds.
     Holds {
-        /// Whom it may hold, at most 10,000.
+        /// Whom it may hold, at most 2,000.
         uids: Arc<[Uid]>,
         /// Where the answer goes: for each whether it does, in order.
         answer: oneshot::Sender<Vec<bool>>,

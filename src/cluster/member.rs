@@ -86,8 +86,8 @@ pub(crate) enum Command {
     Joined(Incarnation),
     /// Incarnations that have ended.
     Ended(Vec<Incarnation>),
-    /// Tell the operator why the others don't let this node in.
-    Refused(String),
+    /// Tell the operator why the others don't let this node in, and whether it only has to wait.
+    Refused { why: String, waits: bool },
     /// A later process of this name has joined: stop.
     Superseded,
     /// The last word was read: this node is out of the log.

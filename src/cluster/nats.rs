@@ -5,6 +5,7 @@ mod answering;
 mod api;
 mod bus;
 mod questions;
+mod refusals;
 
 use std::{
     future::Future,
@@ -27,6 +28,7 @@ use self::{
     answering::Answering,
     api::{Api, Failed, Read},
     bus::Bus,
+    refusals::Refusals,
 };
 use super::{
     Cluster, Options,
@@ -74,6 +76,8 @@ pub(crate) struct NatsSettings {
     pub(crate) dead_after: u32,
     pub(crate) gather: Duration,
     pub(crate) window: usize,
+    /// The longest frame of a device, and so of a push.
+    pub(crate) max_frame: usize,
     /// A log that is made begins here at the least.
     pub(crate) first_floor: u64,
     /// Is told each sequence that was read.
@@ -116,6 +120,8 @@ impl Subjects {
 pub(crate) enum Over {
     /// A process of the same name that started later has joined.
     Superseded,
+    /// The servers, or the other nodes, don't take it as it is, from its start on: why.
+    Refused(String),
     /// It has left.
     Left,
 }
@@ -252,7 +258,9 @@ pub(crate) async fn join(
         generation: 0,
         answering: None,
         on_sequence: settings.on_sequence,
-        unfit: None,
+        payload_needed: questions::bytes_max(settings.max_frame).max(answering::BYTES_MAX),
+        refusals: Refusals::new(node.clone()),
+        over: None,
     };
     Ok((Cluster(node), inbox, Joining { driver, link, answered, reads, left }))
 }
@@ -290,8 +298,11 @@ struct Driver {
     generation: u64,
     answering: Option<Answering>,
     on_sequence: Box<dyn Fn(u64) + Send>,
-    /// What was told of the engine's unfitness.
-    unfit: Option<String>,
+    /// The longest message that a server has to take.
+    payload_needed: usize,
+    refusals: Refusals,
+    /// Why this node ends by itself.
+    over: Option<Over>,
 }
 
 impl Joining {
@@ -320,7 +331,7 @@ impl Joining {
             }
             let now = driver.now();
             driver.member.tick(now, &mut out);
-            if let Some(over) = driver.carry_out(out).await {
+            if let Some(over) = driver.carry_out(out).await.or_else(|| driver.over.take()) {
                 break over;
             }
         };
@@ -342,16 +353,22 @@ impl Driver {
         match event {
             Event::Connected => {
                 tracing::info!("connected to the cluster's servers");
+                if !self.is_payload_taken() && !self.node.was_in_step() {
+                    return;
+                }
                 self.bus.set_up(true);
                 self.member.link_up(now, out);
             }
             Event::Disconnected => {
                 tracing::warn!("the cluster's servers can't be reached");
+                self.refusals.servers_away();
                 self.bus.set_up(false);
                 self.stop_reading();
                 self.member.link_down(now);
             }
             Event::SlowConsumer(_) => tracing::warn!("messages of the cluster were dropped: read again"),
+            Event::ServerError(error) => self.note_server_error(&error.to_string()),
+            Event::ClientError(error) => self.note_unreachable(&error.to_string()),
             other => tracing::warn!(event = %other, "the cluster's servers"),
         }
     }
@@ -360,29 +377,16 @@ impl Driver {
         let now = self.now();
         match answer {
             Answer::Bounds(known, bounds) => {
-                let bounds = self.note_unfit(bounds);
+                let bounds = self.note_failed(bounds);
                 self.member.bounds(now, known, bounds.map_err(|_| ()), out);
             }
             Answer::Changed(done) => {
-                if self.note_unfit(done).is_ok() {
+                if self.note_failed(done).is_ok() {
                     self.member.changed(now, out);
                 }
             }
             Answer::Part(part, answer) => self.member.part(now, part, answer),
         }
-    }
-
-    /// Tells the operator once why the engine won't do.
-    fn note_unfit<T>(&mut self, answer: Result<T, Failed>) -> Result<T, Failed> {
-        match &answer {
-            Err(Failed::Unfit(why)) if self.unfit.as_ref() != Some(why) => {
-                tracing::error!(%why, "the cluster's servers won't do");
-                self.unfit = Some(why.clone());
-            }
-            Ok(_) => self.unfit = None,
-            Err(_) => {}
-        }
-        answer
     }
 
     fn fold(&mut self, batch: &mut Vec<(u64, Option<Read>)>, out: &mut Vec<Command>) {
@@ -433,11 +437,15 @@ impl Driver {
                 }
                 Command::Joined(incarnation) => {
                     tracing::info!(incarnation = incarnation.0, "joined the cluster");
+                    self.refusals.joined();
                     let Self { client, subjects, node, requests, .. } = self;
                     self.answering = Some(Answering::begin(client, subjects, node, incarnation, requests));
                 }
                 Command::Ended(ended) => self.bus.ended(&ended),
-                Command::Refused(why) => tracing::error!(%why, "the cluster doesn't let this node in"),
+                Command::Refused { why, waits: true } => {
+                    tracing::error!(%why, "the cluster doesn't let this node in");
+                }
+                Command::Refused { why, waits: false } => self.refuse(&why, "the cluster doesn't let this node in"),
                 Command::Superseded => return Some(Over::Superseded),
                 Command::Left => return Some(Over::Left),
             }

@@ -65,6 +65,8 @@ pub(crate) struct Node {
     was_in_step: AtomicBool,
     /// How many messages of the log couldn't be read.
     unreadable: AtomicU64,
+    /// How many errors the servers told.
+    server_errors: AtomicU64,
     /// What this node last told of itself.
     card: Mutex<Option<Card>>,
 }
@@ -143,6 +145,7 @@ impl Node {
             may_be_single,
             was_in_step: AtomicBool::new(may_be_single),
             unreadable: AtomicU64::new(0),
+            server_errors: AtomicU64::new(0),
             card: Mutex::default(),
             options,
         }
@@ -248,6 +251,17 @@ impl Node {
     /// How many messages of the log couldn't be read.
     pub(crate) fn unreadable(&self) -> u64 {
         self.unreadable.load(Ordering::Relaxed)
+    }
+
+    /// The cluster's servers told an error.
+    #[cfg(feature = "nats")]
+    pub(crate) fn note_server_error(&self) {
+        self.server_errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many errors the cluster's servers told.
+    pub(crate) fn server_errors(&self) -> u64 {
+        self.server_errors.load(Ordering::Relaxed)
     }
 
     pub(crate) fn name(&self) -> &NodeName {

@@ -7,9 +7,9 @@ use futures_util::{
     future::{BoxFuture, join_all},
     stream::{self, BoxStream},
 };
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use super::{Ack, Hub, Pushed};
+use super::{Hub, Pushed};
 use crate::{
     cluster::{AtOnce, BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation, NodeStatus},
     model::{EndReason, NodeName, Push, PushOutcome, PushStatus, Session, Transport, Uid},
@@ -31,6 +31,16 @@ impl Elsewhere {
     pub(crate) async fn outcome(self) -> PushOutcome {
         self.outcome.await
     }
+
+    /// Keeps a place among `control.ack_waits` until the outcome is known, or nobody waits for it any more.
+    pub(super) fn holding(self, place: OwnedSemaphorePermit) -> Self {
+        let Self { outcome, waits } = self;
+        let held = async move {
+            let _place = place;
+            outcome.await
+        };
+        Self { outcome: held.boxed(), waits }
+    }
 }
 
 /// What a broadcast did, over all nodes.
@@ -44,8 +54,7 @@ pub(crate) struct Broadcast {
 
 impl Hub {
     /// Pushes here and to the other nodes that hold the uid.
-    pub(super) fn push_anywhere(&self, uid: &str, push: Push<'_>, ack: Option<Ack>) -> Pushed {
-        let ack_deadline = ack.as_ref().map(|ack| ack.deadline);
+    pub(super) fn push_anywhere(&self, uid: &str, push: Push<'_>, ack_deadline: Option<Instant>) -> Pushed {
         if self.0.unresolved.has(uid) {
             // Behind those that wait, so that they keep their order.
             return self.unresolved(uid, push, ack_deadline, 0);
@@ -53,15 +62,14 @@ impl Hub {
         let others = self.others_with(uid);
         let only_one = self.0.settings.connections_per_uid == 1;
         if others.is_empty() || (only_one && self.0.registry.find(uid).iter().next().is_some()) {
-            return match self.push_here(uid, push, ack) {
+            return match self.push_here(uid, push, ack_deadline) {
                 Pushed::Done(outcome) if outcome.status == PushStatus::Offline && self.0.cluster.reads_late() => {
                     self.unresolved(uid, push, ack_deadline, 0)
                 }
                 pushed => pushed,
             };
         }
-        // The permit stays with the part that waits here, or ends with it; the others hold one at their own node.
-        let here = self.push_here(uid, push, ack);
+        let here = self.push_here(uid, push, ack_deadline);
         Pushed::Elsewhere(self.ask_others(others, forwarded(uid, push, ack_deadline, 0), ack_deadline, here))
     }
 
@@ -225,10 +233,10 @@ impl Hub {
     }
 
     fn push_for_other(&self, push: &ForwardedPush, answer: tokio::sync::oneshot::Sender<AtOnce>) {
-        let ack = match push.ack_timeout {
+        let place = match push.ack_timeout {
             None => None,
-            Some(timeout) => match Arc::clone(&self.0.ack_waits).try_acquire_owned() {
-                Ok(permit) => Some(Ack { deadline: Instant::now() + timeout, permit: Some(permit) }),
+            Some(_) => match Arc::clone(&self.0.ack_waits).try_acquire_owned() {
+                Ok(place) => Some(place),
                 // Takes no more at this time; nothing was sent.
                 Err(_) => {
                     let _ = answer.send(AtOnce::Told(Forwarded::Unreachable));
@@ -236,7 +244,8 @@ impl Hub {
                 }
             },
         };
-        match self.push_forwarded(push, ack) {
+        let ack_deadline = push.ack_timeout.map(|timeout| Instant::now() + timeout);
+        match self.push_forwarded(push, ack_deadline).holding(place) {
             Pushed::Done(outcome) => {
                 let _ = answer.send(AtOnce::Told(match outcome.status {
                     PushStatus::Offline => Forwarded::NotHere,

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Ack, Hub, Pushed};
+use super::{Hub, Pushed};
 use crate::{
     cluster::{Forwarded, ForwardedPush, Incarnation, Standing},
     model::{PushOutcome, PushStatus, Uid},
@@ -25,8 +25,8 @@ use crate::{
 
 /// How many pushes wait; over it, the others can't be reached.
 const WAITING_MAX: usize = 65_536;
-/// How many uids are looked for together.
-const GROUP_MAX: usize = 10_000;
+/// How many uids are looked for together: the longest, in one question, are half of what a server of the cluster takes.
+const GROUP_MAX: usize = 2_000;
 /// How long the log is waited for before the nodes themselves are asked: it stands still, or is about to.
 const LOG_PATIENCE: Duration = Duration::from_millis(50);
 
@@ -210,16 +210,23 @@ impl Hub {
     }
 
     fn hand_on(&self, item: Item, found: Found) {
-        let Item { push, ack_deadline, answer } = item;
+        let Item { push, ack_deadline, mut answer } = item;
         match found {
             Found::Nowhere => _ = answer.send(PushOutcome::unsent(PushStatus::Offline)),
             Found::Unknown => _ = answer.send(PushOutcome::unsent(PushStatus::Unreachable)),
             Found::Here => {
-                let ack = ack_deadline.map(|deadline| Ack { deadline, permit: None });
-                match self.push_forwarded(&push, ack) {
+                match self.push_forwarded(&push, ack_deadline) {
                     Pushed::Done(outcome) => _ = answer.send(outcome),
                     Pushed::Waiting(waiting) => {
-                        tokio::spawn(async move { answer.send(waiting.await) });
+                        tokio::spawn(async move {
+                            tokio::select! {
+                                outcome = waiting => {
+                                    let _ = answer.send(outcome);
+                                }
+                                // Nobody waits any more, nor is there a place for it.
+                                () = answer.closed() => {}
+                            }
+                        });
                     }
                     Pushed::Elsewhere(_) => unreachable!("this node's own connections were pushed to"),
                 }

@@ -60,7 +60,7 @@ pub(crate) struct Waiting {
     pub(super) connections: Vec<Weak<Connection>>,
     pub(super) timer: Pin<Box<Sleep>>,
     /// Its place among `control.ack_waits`.
-    pub(super) _permit: Option<OwnedSemaphorePermit>,
+    pub(super) _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Waiting {

@@ -2,10 +2,7 @@
 
 use std::{
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -88,12 +85,15 @@ pub(super) struct Parts {
 }
 
 /// Why a gateway has stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ended {
     /// It was told to.
     Stopped,
     /// Another process of its name has joined the cluster.
     Superseded,
+    /// At its start the cluster didn't take it as it is: why.
+    Refused(String),
 }
 
 /// Tells a running gateway to stop. Cheap to clone.
@@ -158,14 +158,16 @@ impl Bound {
 
         let first = control_workers.first();
         first.spawn(parts.hub.clone().run(inbound));
-        let superseded = Arc::new(AtomicBool::new(false));
+        let by_itself = Arc::new(OnceLock::new());
         // Ends with this call, also where it is dropped.
         let _part = part.map(|part| {
-            let (superseded, stop) = (superseded.clone(), stop.clone());
+            let (by_itself, stop) = (by_itself.clone(), stop.clone());
             AbortOnDrop(tokio::spawn(async move {
-                if part.run().await {
-                    tracing::error!("another process of this name has joined the cluster: stopping");
-                    superseded.store(true, Relaxed);
+                if let Some(ended) = part.run().await {
+                    if ended == Ended::Superseded {
+                        tracing::error!("another process of this name has joined the cluster: stopping");
+                    }
+                    by_itself.get_or_init(|| ended);
                     stop.cancel();
                 }
             }))
@@ -231,7 +233,7 @@ impl Bound {
         let _ = stopped.await;
         // Joins the threads: not on a thread that others' tasks run on.
         let _ = tokio::task::spawn_blocking(move || drop((device_workers, control_workers))).await;
-        if superseded.load(Relaxed) { Ended::Superseded } else { Ended::Stopped }
+        by_itself.get().cloned().unwrap_or(Ended::Stopped)
     }
 }
 

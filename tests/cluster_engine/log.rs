@@ -205,6 +205,10 @@ async fn a_gateway_that_may_not_write_any_more_is_declared_dead_and_returns_when
     let told = watches.until("-alice").await;
     assert_eq!(told[0].reason(), OfflineReason::NodeLost);
     gateways.health_is(2, tonic_health::pb::health_check_response::ServingStatus::NotServing).await;
+    gateways.nodes[2].metric_reaches("plex_cluster_server_errors", 1).await;
+    for node in &gateways.nodes[..2] {
+        assert_eq!(node.metric("plex_cluster_server_errors").await, 0);
+    }
     gateways.expect_push(2, &mut alice, "alice").await;
     let _bob = gateways.login(2, "bob").await;
 

@@ -65,7 +65,9 @@ async fn a_killed_node_s_uids_are_told_offline_once_at_every_other_with_one_epoc
 
 #[tokio::test]
 async fn a_node_that_was_frozen_joins_again_and_takes_nothing_from_where_its_devices_went() {
-    let Some(mut nodes) = Gateways::three().await else { return };
+    // Long enough to be seen silent by a command that takes its time.
+    let patient = |_| vec!["cluster.dead_after=20".to_owned()];
+    let Some(mut nodes) = Gateways::each(patient).await else { return };
     let (mut early, mut late) = (nodes.login(2, "early").await, nodes.login(2, "late").await);
     let mut stays = nodes.login(2, "stays").await;
     let _others = [nodes.login(0, "first").await, nodes.login(1, "second").await];

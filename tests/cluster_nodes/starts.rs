@@ -1,9 +1,9 @@
-//! How nodes begin, and who isn't let in.
+//! How nodes begin.
 
 use plex::proto::{OfflineReason, PushStatus};
 
 use super::{
-    common::{TestDevice, cluster::listed, eventually, http, node_processes::Gateways, push},
+    common::{TestDevice, eventually, node_processes::Gateways, push},
     watches,
 };
 
@@ -51,22 +51,4 @@ async fn of_two_processes_with_one_name_the_earlier_ends_with_1_and_the_later_se
         assert_eq!(alice.next().await.uri, "/x");
     }
     nodes.told_states(0, &[("node-1", "ready"), ("node-2", "ready"), ("node-3", "ready")]).await;
-}
-
-#[tokio::test]
-async fn a_node_that_allows_another_number_of_connections_says_why_it_is_not_let_in() {
-    let Some(mut nodes) = Gateways::three().await else { return };
-    let mut other = nodes.start("node-4", &["device.connections_per_uid=2".to_owned()]).await;
-    let line = other.process.stderr.until("the cluster doesn't let this node in").await;
-    assert!(line.contains("device.connections_per_uid: the nodes that are there have 1, this one has 2"), "{line}");
-    assert_eq!(http(other.http, "GET", "/readyz").await.0, 503);
-    // It serves its own devices, of which the others know nothing.
-    TestDevice::login(other.device(), "alice").await.expect_quiet().await;
-    for backend in &mut nodes.backends {
-        let names: Vec<_> = listed(backend).await.into_iter().map(|node| node.name).collect();
-        assert_eq!(names, ["node-1", "node-2", "node-3"]);
-        let outcome = backend.push(push("alice", "/x", "")).await.unwrap().into_inner();
-        assert_eq!(outcome.status(), PushStatus::Offline);
-    }
-    assert_eq!(http(other.http, "GET", "/readyz").await.0, 503);
 }

@@ -217,6 +217,14 @@ impl Nats {
     }
 }
 
+/// Has a server know one user, "plex" with the password "hush", who may not publish this.
+pub fn user_denied(subject: &str) -> String {
+    format!(
+        "authorization {{ users: [ {{ user: plex, password: hush, permissions: {{ publish: {{ deny: [\"{subject}\"] }} \
+         }} }} ] }}"
+    )
+}
+
 /// A page of a server's monitoring, where it answers 200.
 async fn monitored(address: SocketAddr, path: &str) -> Option<Value> {
     // Until it listens there is nobody to ask.

@@ -8,7 +8,7 @@ use super::{
     eventually, http,
     nats::Nats,
     online,
-    process::{Home, TestGateway},
+    process::{ANY_PORTS, Home, TestGateway, TestProcess},
 };
 
 /// The nodes, "node-1" and so on, and a backend at each.
@@ -17,7 +17,21 @@ pub struct Gateways {
     nodes: Vec<Option<TestGateway>>,
     pub backends: Vec<Backend>,
     homes: Vec<Home>,
-    nats: Nats,
+    pub nats: Nats,
+}
+
+/// Starts a process of a cluster over these servers, in this home; what is set besides comes last.
+pub fn spawn(home: &Home, urls: &[String], name: &str, sets: &[&str]) -> TestProcess {
+    home.write("secret", SECRET);
+    let all = [
+        &format!("node.name={name}"),
+        &format!("cluster.urls={}", urls.join(",")),
+        "auth.insecure=true",
+        &format!("control.secrets={SECRET}"),
+        "drain.timeout=8s",
+    ];
+    let arguments: Vec<_> = all.iter().chain(sets).flat_map(|set| ["--set", *set]).collect();
+    home.spawn(&[&["serve"], &ANY_PORTS[..], &arguments].concat())
 }
 
 impl Gateways {
@@ -42,16 +56,8 @@ impl Gateways {
     /// Another process of this cluster, which listens.
     pub async fn start(&mut self, name: &str, sets: &[String]) -> TestGateway {
         let home = Home::new();
-        home.write("secret", SECRET);
-        let all = [
-            format!("node.name={name}"),
-            format!("cluster.urls={}", self.nats.urls().join(",")),
-            "auth.insecure=true".to_owned(),
-            format!("control.secrets={SECRET}"),
-            "drain.timeout=8s".to_owned(),
-        ];
-        let arguments: Vec<_> = all.iter().chain(sets).flat_map(|set| ["--set", set]).collect();
-        let node = home.serve(&arguments).await;
+        let sets: Vec<_> = sets.iter().map(String::as_str).collect();
+        let node = TestGateway::of(spawn(&home, &self.nats.urls(), name, &sets)).await;
         self.homes.push(home);
         node
     }

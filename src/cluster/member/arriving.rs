@@ -214,15 +214,16 @@ impl Member {
         let presence = self.node.presence();
         let theirs = presence.state.connections_per_uid();
         let others = presence.state.live().any(|live| live.name != *self.node.name());
-        let reason = if others && own != theirs {
-            format!("device.connections_per_uid: the nodes that are there have {theirs}, this one has {own}")
-        } else {
+        let waits = !others || own == theirs;
+        let why = if waits {
             format!("node.name: a node \"{}\" that started later is there; waiting until it is gone", self.node.name())
+        } else {
+            format!("device.connections_per_uid: the nodes that are there have {theirs}, this one has {own}")
         };
         drop(presence);
-        self.refused_until = Some(now + if others && own != theirs { REFUSED_RETRY } else { RESEND });
+        self.refused_until = Some(now + if waits { RESEND } else { REFUSED_RETRY });
         if !std::mem::replace(&mut self.told_refusal, true) {
-            out.push(Command::Refused(reason));
+            out.push(Command::Refused { why, waits });
         }
     }
 

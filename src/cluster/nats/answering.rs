@@ -32,6 +32,10 @@ use crate::{
 
 /// The most bytes of one message of a snapshot's part: well below what the engine takes.
 const CHUNK_BYTES: usize = 512 << 10;
+/// What stands before them: of which node, which chunk, of how many.
+const CHUNK_HEAD: usize = 8 + 2 + 2;
+/// The longest message of this node beside a push: a page of sessions is shorter.
+pub(super) const BYTES_MAX: usize = CHUNK_BYTES + CHUNK_HEAD;
 /// Listings of sessions under way; over it the oldest ends.
 const LISTINGS_MAX: usize = 64;
 /// A listing that isn't asked for more ends after this time.
@@ -229,7 +233,7 @@ impl Desk {
         };
         let count = bytes.len().div_ceil(CHUNK_BYTES).max(1);
         for (index, piece) in bytes.chunks(CHUNK_BYTES).enumerate() {
-            let mut chunk = Vec::with_capacity(piece.len() + 12);
+            let mut chunk = Vec::with_capacity(piece.len() + CHUNK_HEAD);
             chunk.u64(self.incarnation.0);
             chunk.u16(index as u16);
             chunk.u16(count as u16);

@@ -71,6 +71,8 @@ struct StreamState {
 pub(super) enum Failed {
     /// It didn't answer, or can't at this time.
     Away,
+    /// It says why not. That may pass: the servers of a cluster don't start all at once.
+    Refused(String),
     /// It never will, as it is.
     Unfit(String),
 }
@@ -94,23 +96,7 @@ impl Api {
     /// Where the log begins and ends; `None`: there is none.
     pub(super) async fn bounds(&self) -> Result<Option<Bounds>, Failed> {
         let answer = self.ask(format!("$JS.API.STREAM.INFO.{}", self.subjects.stream), None, ANSWER).await?;
-        if let Some(error) = answer.error {
-            return if error.err_code == Some(NO_SUCH_STREAM) { Ok(None) } else { Err(Failed::Away) };
-        }
-        let (Some(created), Some(config), Some(state)) = (answer.created, answer.config, answer.state) else {
-            return Err(Failed::Away);
-        };
-        if config.first_seq == 0 {
-            let why = "the stream has no first_seq: the server is older than 2.10, or somebody else made the stream";
-            return Err(Failed::Unfit(why.to_owned()));
-        }
-        let born = humantime::parse_rfc3339(&created).map_or(Millis(0), Millis::from);
-        Ok(Some(Bounds {
-            log: LogIdentity { id: fnv(FNV_SEED, created.as_bytes()), born },
-            made_from: config.first_seq,
-            first: state.first_seq.max(config.first_seq),
-            last: state.last_seq.max(config.first_seq - 1),
-        }))
+        bounds_of(answer)
     }
 
     /// Makes the log, to begin with that sequence. Somebody else may have been faster.
@@ -133,7 +119,7 @@ impl Api {
             Some(error) if error.err_code == Some(NAME_IN_USE) => Ok(()),
             Some(error) => {
                 let why = error.description.unwrap_or_default();
-                Err(Failed::Unfit(format!("the stream {stream} can't be made: {why}")))
+                Err(Failed::Refused(format!("the stream {stream} can't be made: {why}")))
             }
         }
     }
@@ -214,6 +200,27 @@ impl Api {
     }
 }
 
+/// What the engine tells of the log; `None`: there is none.
+fn bounds_of(answer: Answer) -> Result<Option<Bounds>, Failed> {
+    if let Some(error) = answer.error {
+        return if error.err_code == Some(NO_SUCH_STREAM) { Ok(None) } else { Err(Failed::Away) };
+    }
+    let (Some(created), Some(config), Some(state)) = (answer.created, answer.config, answer.state) else {
+        return Err(Failed::Away);
+    };
+    if config.first_seq == 0 {
+        let why = "the stream has no first_seq: the server is older than 2.10, or somebody else made the stream";
+        return Err(Failed::Unfit(why.to_owned()));
+    }
+    let born = humantime::parse_rfc3339(&created).map_or(Millis(0), Millis::from);
+    Ok(Some(Bounds {
+        log: LogIdentity { id: fnv(FNV_SEED, created.as_bytes()), born },
+        made_from: config.first_seq,
+        first: state.first_seq.max(config.first_seq),
+        last: state.last_seq.max(config.first_seq - 1),
+    }))
+}
+
 /// A message of the log.
 #[derive(Debug)]
 pub(super) struct Read {
@@ -239,6 +246,28 @@ fn place_of(reply: &str) -> Option<(u64, Millis)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn told(answer: Value) -> Result<Option<Bounds>, Failed> {
+        bounds_of(serde_json::from_value(answer).unwrap())
+    }
+
+    #[test]
+    fn a_server_that_does_not_tell_where_the_log_was_made_to_begin_is_unfit() {
+        let state = json!({"first_seq": 7, "last_seq": 9});
+        let answer = |config: Value| json!({"created": "2026-01-02T03:04:05Z", "config": config, "state": state});
+        // 2.9 takes no notice of first_seq.
+        for old in [json!({}), json!({"first_seq": 0})] {
+            let Err(Failed::Unfit(why)) = told(answer(old.clone())) else { panic!("{old}") };
+            assert!(why.contains("first_seq") && why.contains("2.10"), "{why}");
+        }
+        let bounds = told(answer(json!({"first_seq": 5}))).unwrap().expect("there is a log");
+        assert_eq!((bounds.made_from, bounds.first, bounds.last), (5, 7, 9));
+        // Whatever else it says, it may say something else later.
+        assert_eq!(told(json!({"error": {"err_code": 10_059}})), Ok(None));
+        for away in [json!({"error": {"err_code": 10_008}}), json!({})] {
+            assert_eq!(told(away), Err(Failed::Away));
+        }
+    }
 
     #[test]
     fn the_place_of_a_message_is_read_from_its_reply_subject() {

@@ -208,18 +208,15 @@ impl Bus {
     /// Sends what waits for a node, in order, until it has ended.
     async fn forward(self, to: Incarnation, mut items: mpsc::Receiver<Item>, bytes: Arc<AtomicUsize>) {
         let under_way = Arc::new(Semaphore::new(UNDER_WAY));
-        while let Some(first) = items.recv().await {
+        let mut next = None;
+        while let Some(first) = if next.is_some() { next.take() } else { items.recv().await } {
             let permit = under_way.clone().acquire_owned().await.expect("it is never closed");
-            let mut size = questions::bytes_of(&first.push);
-            let mut batch = vec![first];
-            while batch.len() < BATCH_MAX && size < BATCH_BYTES_MAX {
-                let Ok(item) = items.try_recv() else { break };
-                size += questions::bytes_of(&item.push);
-                batch.push(item);
-            }
+            let bytes_max = self.0.client.max_payload();
+            let (mut batch, size);
+            (batch, size, next) = batch_of(first, &mut items, bytes_max);
             bytes.fetch_sub(size, Relaxed);
             // Nothing is handed to a client that would send it late.
-            if !self.is_up() || size > self.0.client.max_payload() {
+            if !self.is_up() || size > bytes_max {
                 batch.into_iter().for_each(|item| _ = item.answer.send(AtOnce::Told(Forwarded::Unreachable)));
                 continue;
             }
@@ -323,6 +320,22 @@ impl Bus {
     }
 }
 
+/// What goes with this item in one message: how many bytes that has, and the item that would have made it too long.
+fn batch_of(first: Item, items: &mut mpsc::Receiver<Item>, bytes_max: usize) -> (Vec<Item>, usize, Option<Item>) {
+    let mut size = questions::bytes_of(&first.push);
+    let mut batch = vec![first];
+    while batch.len() < BATCH_MAX && size < BATCH_BYTES_MAX {
+        let Ok(item) = items.try_recv() else { break };
+        let more = questions::bytes_of(&item.push);
+        if size + more > bytes_max {
+            return (batch, size, Some(item));
+        }
+        size += more;
+        batch.push(item);
+    }
+    (batch, size, None)
+}
+
 /// A question that wasn't handed over yet.
 struct Ask {
     subject: String,
@@ -370,5 +383,34 @@ impl Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         self.bus.open().asked.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(body: usize) -> Item {
+        let (uid, text) = (Uid::new("a").unwrap(), "x".repeat(body).into());
+        let push = ForwardedPush { uid, uri: "/x".into(), body: text, ack_timeout: None, many: 0 };
+        Item { id: body as u64, push, answer: oneshot::channel().0, later: None }
+    }
+
+    #[test]
+    fn what_would_make_a_message_too_long_for_the_server_goes_with_the_next() {
+        let bytes_max = questions::bytes_max(1_000);
+        let (queue, mut items) = mpsc::channel(10);
+        for body in [10, 990, 990, 20, 30] {
+            queue.try_send(item(body)).unwrap();
+        }
+        let (mut batches, mut next) = (Vec::new(), None);
+        while let Some(first) = next.take().or_else(|| items.try_recv().ok()) {
+            let (batch, size, held_back) = batch_of(first, &mut items, bytes_max);
+            next = held_back;
+            let pushes = questions::pushes(batch.iter().map(|item| (item.id, &item.push)));
+            assert!(pushes.len() <= size && size <= bytes_max, "{} {size}", pushes.len());
+            batches.push(batch.iter().map(|item| item.id).collect::<Vec<_>>());
+        }
+        assert_eq!(batches, [vec![10, 990], vec![990, 20, 30]], "each once, in order");
     }
 }

@@ -27,7 +27,7 @@ use crate::{
         bus::{BroadcastTally, ForwardedPush},
         wire::{Reader, Unreadable, Write},
     },
-    model::{ConnectionNumber, Millis, NodeName, PushOutcome, PushStatus, Session, Uid},
+    model::{ConnectionNumber, Millis, NodeName, PushOutcome, PushStatus, Session, UID_BYTES_MAX, Uid},
 };
 
 const VERSION: u8 = 1;
@@ -88,9 +88,16 @@ fn read_middle(reader: &mut Reader<'_>) -> Result<Arc<str>, Unreadable> {
     Ok(reader.text(length.into())?.into())
 }
 
-/// How many bytes a push takes in a question, about.
+/// What stands around the texts of a push in a question: the question's head, the fields, and the texts' lengths.
+const PUSH_HEAD: usize = 2 + 8 + 8 + 4 + 1 + 2 + 4;
+/// How many bytes a question with a push alone takes at the most, whose frame has so many.
+pub(super) fn bytes_max(frame: usize) -> usize {
+    PUSH_HEAD + UID_BYTES_MAX + frame
+}
+
+/// How many bytes a push takes in a question, at the most.
 pub(super) fn bytes_of(push: &ForwardedPush) -> usize {
-    32 + push.uid.as_str().len() + push.uri.len() + push.body.len()
+    PUSH_HEAD + push.uid.as_str().len() + push.uri.len() + push.body.len()
 }
 
 pub(super) fn pushes<'a>(items: impl Iterator<Item = (u64, &'a ForwardedPush)>) -> Vec<u8> {

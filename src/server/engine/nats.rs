@@ -8,7 +8,7 @@ use crate::{
     },
     config::{Config, LogStorage},
     model::NodeName,
-    server::StartError,
+    server::{Ended, StartError},
     state::Numbers,
     workers::Workers,
 };
@@ -46,6 +46,7 @@ impl Part {
             dead_after: settings.dead_after,
             gather: settings.gather,
             window: settings.window as usize,
+            max_frame: config.device.max_frame as usize,
             first_floor: numbers.first_sequence(),
             on_sequence: Box::new({
                 let used = numbers.clone();
@@ -58,11 +59,15 @@ impl Part {
         Ok((cluster, inbox, Self { workers, joining }))
     }
 
-    /// Takes part until the node has left. True: another process took its name.
-    pub(crate) async fn run(self) -> bool {
+    /// Takes part until the node has left; else why it ends by itself.
+    pub(crate) async fn run(self) -> Option<Ended> {
         let Self { workers, joining } = self;
         let over = workers.first().spawn(joining.run()).await;
         let _ = tokio::task::spawn_blocking(move || drop(workers)).await;
-        matches!(over, Ok(Over::Superseded))
+        match over {
+            Ok(Over::Superseded) => Some(Ended::Superseded),
+            Ok(Over::Refused(why)) => Some(Ended::Refused(why)),
+            Ok(Over::Left) | Err(_) => None,
+        }
     }
 }

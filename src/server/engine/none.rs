@@ -4,7 +4,7 @@ use super::EngineFiles;
 use crate::{
     cluster::{Cluster, Inbox, Options},
     config::Config,
-    server::StartError,
+    server::{Ended, StartError},
     state::Numbers,
 };
 
@@ -21,7 +21,7 @@ impl Part {
         Err(StartError::Cluster("this build has no `nats`".to_owned()))
     }
 
-    pub(crate) async fn run(self) -> bool {
+    pub(crate) async fn run(self) -> Option<Ended> {
         match self {}
     }
 }

@@ -354,7 +354,7 @@ impl World {
                 Command::Superseded | Command::Left => {
                     self.processes[node].as_mut().expect("it has just spoken").ended = true;
                 }
-                Command::Ended(_) | Command::Joined(_) | Command::Refused(_) => {}
+                Command::Ended(_) | Command::Joined(_) | Command::Refused { .. } => {}
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The history of changes, and who waits for which of them.
 
-use std::{collections::VecDeque, task::Waker};
+use std::{collections::VecDeque, mem, task::Waker};
 
 use hashbrown::{HashMap, hash_map::EntryRef};
 
@@ -29,25 +29,32 @@ impl Ring {
         Self { told: VecDeque::new(), first: 0, floor: folded, folded, history: history.max(1), voided: 0 }
     }
 
-    pub(crate) fn push(&mut self, change: Told) {
+    /// Adds a change; gives the one that is kept no longer, where dropping it may take long.
+    #[must_use]
+    pub(crate) fn push(&mut self, change: Told) -> Option<Told> {
+        let mut spent = None;
         if self.told.len() == self.history {
             let oldest = self.told.pop_front().expect("a history holds at least one");
             self.floor = oldest.epoch();
             self.first += 1;
+            spent = Some(oldest).filter(|oldest| matches!(oldest, Told::Death(_)));
         } else if self.told.len() == self.told.capacity() {
             // Doubles, but not over what it may ever hold.
             let more = self.told.len().max(64).min(self.history - self.told.len());
             self.told.reserve_exact(more);
         }
         self.told.push_back(change);
+        spent
     }
 
-    /// Forgets all: who has read up to here can't go on from here. Begins anew behind `place`.
-    pub(crate) fn void(&mut self, place: u64) {
+    /// Forgets all: who has read up to here can't go on from here. Begins anew behind `place`. Gives what it has
+    /// forgotten: dropping it may take long.
+    #[must_use]
+    pub(crate) fn void(&mut self, place: u64) -> VecDeque<Told> {
         self.first = self.end() + 1;
         self.voided = self.first;
-        self.told = VecDeque::new();
         (self.floor, self.folded) = (place, place);
+        mem::take(&mut self.told)
     }
 
     /// Says that the log is folded up to `place`.
@@ -107,6 +114,8 @@ pub(crate) struct Watchers {
     /// Those who wait for any message at all, once.
     any: Vec<WatcherId>,
     by_uid: HashMap<Uid, Vec<WatcherId>>,
+    /// Those whom the end of a node concerns that is folded in part, as far as it is, and who came since it began.
+    concerned: Option<Vec<WatcherId>>,
 }
 
 #[derive(Debug, Default)]
@@ -114,6 +123,8 @@ struct Seat {
     /// The index of the first change that concerns it and that it hasn't read.
     hit: Option<u64>,
     waker: Option<Waker>,
+    /// It is among the [`Watchers::concerned`].
+    concerned: bool,
 }
 
 impl Watchers {
@@ -137,6 +148,10 @@ impl Watchers {
                 EntryRef::Vacant(vacant) => _ = vacant.insert(vec![id]),
             }
         }
+        if let Some(concerned) = &mut self.concerned {
+            // Of those whom it follows some may have gone, which is still to be told.
+            concern(concerned, &mut self.seats, id);
+        }
     }
 
     /// Takes back what [`Watchers::follow`] added.
@@ -158,6 +173,9 @@ impl Watchers {
     pub(crate) fn leave(&mut self, id: WatcherId) {
         self.everyone.retain(|other| *other != id);
         self.any.retain(|other| *other != id);
+        if let Some(concerned) = &mut self.concerned {
+            concerned.retain(|other| *other != id);
+        }
         *self.seat(id) = Seat::default();
         self.free.push(id);
     }
@@ -198,24 +216,38 @@ impl Watchers {
         seat.hit.is_some() && open
     }
 
-    /// Notes the change with that index; those to wake are added to `wakers`.
-    pub(crate) fn note(&mut self, index: u64, told: &Told, wakers: &mut Vec<Waker>) {
-        let Self { seats, everyone, by_uid, .. } = self;
-        for id in everyone {
-            seats[id.0 as usize].note(index, wakers);
-        }
-        if by_uid.is_empty() {
-            return;
-        }
-        for uid in told.uids() {
-            for id in by_uid.get(uid).into_iter().flatten() {
-                seats[id.0 as usize].note(index, wakers);
-            }
+    /// Says that the end of a node is folded in part.
+    pub(crate) fn gather(&mut self) {
+        self.concerned.get_or_insert_default();
+    }
+
+    /// Says that `uid` goes offline by the end of a node, which is told, and noted, once all of it is folded.
+    pub(crate) fn gather_of(&mut self, uid: &Uid) {
+        let Self { seats, by_uid, concerned, .. } = self;
+        // Hashes nothing where nobody follows anybody.
+        for id in by_uid.get(uid).into_iter().flatten() {
+            concern(concerned.get_or_insert_default(), seats, *id);
         }
     }
 
-    /// Notes that a message came; `end` is the index of the next change.
+    /// Notes the change with that index; those to wake are added to `wakers`. Whom the end of a node concerns has been
+    /// gathered.
+    pub(crate) fn note(&mut self, index: u64, told: &Told, wakers: &mut Vec<Waker>) {
+        let Self { seats, everyone, by_uid, concerned, .. } = self;
+        let followers = match told {
+            Told::One(change) => by_uid.get(&change.uid),
+            Told::Death(_) => concerned.as_ref(),
+        };
+        for id in everyone.iter().chain(followers.into_iter().flatten()) {
+            seats[id.0 as usize].note(index, wakers);
+        }
+    }
+
+    /// Notes that a message came, all of which is folded; `end` is the index of the next change.
     pub(crate) fn note_any(&mut self, end: u64, wakers: &mut Vec<Waker>) {
+        for id in self.concerned.take().into_iter().flatten() {
+            self.seat(id).concerned = false;
+        }
         for id in self.any.drain(..) {
             self.seats[id.0 as usize].note(end, wakers);
         }
@@ -233,6 +265,12 @@ impl Watchers {
 
     fn seat(&mut self, id: WatcherId) -> &mut Seat {
         &mut self.seats[id.0 as usize]
+    }
+}
+
+fn concern(concerned: &mut Vec<WatcherId>, seats: &mut [Seat], id: WatcherId) {
+    if !std::mem::replace(&mut seats[id.0 as usize].concerned, true) {
+        concerned.push(id);
     }
 }
 

@@ -144,6 +144,9 @@ impl Entry {
         if let Held::One(only) = &self.held {
             return !gone(only);
         }
+        if !self.connections().iter().any(&gone) {
+            return true;
+        }
         let (mut connections, epoch) = self.take();
         connections.retain(|connection| !gone(connection));
         let any = !connections.is_empty();
@@ -267,21 +270,17 @@ impl Directory {
         true
     }
 
-    /// Removes every connection of `node`; gives the uids that go offline by it.
-    pub(crate) fn end(&mut self, node: NodeIndex) -> Vec<Uid> {
-        let mut offline = Vec::new();
-        for part in &mut self.parts {
-            part.retain(|entry| {
-                let stays = entry.remove(|connection| connection.node == node);
-                if !stays {
-                    offline.push(entry.uid.clone());
-                }
-                stays
-            });
-            shrink(part, &self.hasher);
-        }
-        self.uids -= offline.len() as u64;
-        offline
+    /// Removes every connection of `node` from one part; `offline` gets the uids that go offline by it. Tells how many
+    /// uids the part had.
+    pub(crate) fn end_in(&mut self, part: usize, node: NodeIndex, offline: impl FnMut(Uid)) -> usize {
+        let Self { parts, hasher, uids } = self;
+        let part = &mut parts[part];
+        let before = part.len();
+        let gone = part.extract_if(|entry| !entry.remove(|connection| connection.node == node));
+        gone.map(|entry| entry.uid).for_each(offline);
+        *uids -= (before - part.len()) as u64;
+        shrink(part, hasher);
+        before
     }
 
     /// Every connection of `node`.

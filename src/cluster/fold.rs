@@ -1,15 +1,21 @@
 //! The state machine: an ordered log in, state and changes out. No I/O and no clock, so every node that folds the same
 //! messages has the same state, the same changes in the same order, with the same numbers.
 
+mod folding;
+
 use std::{borrow::Cow, sync::Arc};
 
 use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, OfflineReason, PresenceChange, Uid};
 
 use super::{
-    directory::{Claim, Connection, Directory, NodeIndex, PARTS, part_of},
+    directory::{Claim, Directory, NodeIndex, PARTS, part_of},
     hosts::Card,
     rules::{Rule, Rules},
 };
+use folding::Ending;
+pub(crate) use folding::Folding;
+#[cfg(test)]
+pub(crate) use folding::fold;
 
 /// One life of a node in the log: the sequence of its join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,14 +24,12 @@ pub(crate) struct Incarnation(pub u64);
 /// The most records of one message: their index has ten bits of an epoch, and 0 is the message itself.
 pub(crate) const RECORDS_MAX: usize = 1_023;
 const PLACES: u64 = RECORDS_MAX as u64 + 1;
-/// Older than this at its place in the log, in milliseconds, a claim was sent again and is sorted by its time.
-const AGED_MS: u64 = 1_000;
 
 /// The version of the records that this build writes and understands.
 pub(crate) const SPEAKS: u8 = 1;
 
 /// What stands in the log.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Message<'a> {
     /// A node begins a life; it ends an earlier one of that name.
     Join(Join),
@@ -60,7 +64,7 @@ pub(crate) struct Join {
 }
 
 /// One thing that a node tells.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Record {
     /// It holds a connection of the uid, in place of its own connection `replaces`.
     Claim { uid: Uid, number: ConnectionNumber, replaces: Option<ConnectionNumber>, accepted: Millis },
@@ -104,6 +108,8 @@ pub(crate) struct State {
     ended: Vec<Live>,
     /// While a snapshot is taken in: which parts of it are here. What concerns the others is passed over.
     parts: Option<Box<[bool; PARTS]>>,
+    /// The end of a node is folded in part.
+    midway: bool,
 }
 
 /// What one message changes.
@@ -116,6 +122,8 @@ pub(crate) struct Effects {
     pub(crate) ended: Vec<Incarnation>,
     /// The state before is void, and nothing that went is told.
     pub(crate) reset: bool,
+    /// That state: dropping it takes long.
+    pub(crate) void: Option<State>,
 }
 
 impl Effects {
@@ -124,6 +132,7 @@ impl Effects {
         self.displaced.clear();
         self.ended.clear();
         self.reset = false;
+        self.void = None;
     }
 }
 
@@ -193,6 +202,7 @@ impl State {
             rules: Rules::ALL,
             ended: Vec::new(),
             parts: None,
+            midway: false,
         }
     }
 
@@ -222,6 +232,11 @@ impl State {
     /// Whether parts of the directory are missing.
     pub(crate) fn is_partial(&self) -> bool {
         self.parts.is_some()
+    }
+
+    /// Whether a message is folded in part: some uids of a node that has ended are offline already, and others not yet.
+    pub(crate) fn is_midway(&self) -> bool {
+        self.midway
     }
 
     pub(crate) fn rules(&self) -> Rules {
@@ -279,9 +294,10 @@ impl State {
         self.index_of(incarnation)
     }
 
-    fn end(&mut self, index: NodeIndex, epoch: u64, at: Millis, effects: &mut Effects) {
-        let uids = self.directory.end(index);
-        let node = self.nodes[index.0 as usize].take().expect("the index is that of a live node");
+    /// A node has ended, whose connections have all gone.
+    fn end(&mut self, ending: Ending, at: Millis, effects: &mut Effects) {
+        let Ending { node, epoch, uids, .. } = ending;
+        let node = self.nodes[node.0 as usize].take().expect("the index is that of a live node");
         effects.ended.push(node.incarnation);
         if !self.rules.hold(Rule::OnlyLive) {
             self.ended.push(node.clone());
@@ -306,104 +322,5 @@ impl State {
                 offline: None,
             }));
         }
-    }
-}
-
-/// Folds the message at `sequence`, which the log took at `at`; what it changes is added to `effects`. Sequences grow,
-/// and `at` never falls. Told twice, or by a node that isn't live, a batch changes nothing.
-pub(crate) fn fold(state: &mut State, sequence: u64, at: Millis, message: &Message<'_>, effects: &mut Effects) {
-    let epoch = sequence * PLACES;
-    match message {
-        Message::Join(join) => fold_join(state, sequence, at, join, effects),
-        Message::Batch { incarnation, number, records, .. } => {
-            let Some(index) = state.index_of(*incarnation).or_else(|| state.index_of_ended(*incarnation)) else {
-                return;
-            };
-            let once_in_order = state.rules.hold(Rule::OnceInOrder);
-            let node = state.node_mut(index);
-            if node.next != *number && once_in_order {
-                return;
-            }
-            node.next = *number + 1;
-            node.heard = at;
-            for (place, record) in (epoch + 1..).zip(records.iter().take(RECORDS_MAX)) {
-                fold_record(state, index, place, at, record, effects);
-                if effects.ended.contains(incarnation) {
-                    return;
-                }
-            }
-        }
-        Message::Reset { .. } => {
-            effects.ended.extend(state.live().map(|live| live.incarnation));
-            *state = State::new(state.connections_per_uid).with_rules(state.rules);
-            effects.reset = true;
-        }
-        Message::Hello { .. } => {}
-    }
-}
-
-fn fold_join(state: &mut State, sequence: u64, at: Millis, join: &Join, effects: &mut Effects) {
-    let Join { name, start, attempt, speaks, connections_per_uid, version } = join;
-    let earlier = state.live().find(|node| node.name == *name).map(|node| (node.incarnation, node.start, node.attempt));
-    let earlier = earlier.filter(|_| state.rules.hold(Rule::JoinEnds));
-    if earlier.is_some_and(|(_, before, tried)| (*start, *attempt) <= (before, tried)) {
-        return;
-    }
-    let others = state.live().any(|node| node.name != *name);
-    if others && *connections_per_uid != state.connections_per_uid {
-        return;
-    }
-    state.connections_per_uid = *connections_per_uid;
-    if let Some((earlier, ..)) = earlier {
-        let index = state.index_of(earlier).expect("it is live");
-        state.end(index, sequence * PLACES, at, effects);
-    }
-    let joined = Live {
-        incarnation: Incarnation(sequence),
-        name: name.clone(),
-        card: None,
-        since: at,
-        heard: at,
-        version: version.clone(),
-        start: *start,
-        attempt: *attempt,
-        speaks: *speaks,
-        next: 0,
-    };
-    state.place(joined);
-}
-
-fn fold_record(state: &mut State, node: NodeIndex, epoch: u64, at: Millis, record: &Record, effects: &mut Effects) {
-    match record {
-        Record::Claim { uid, .. } | Record::Release { uid, .. } if !state.has_part_of(uid) => {}
-        Record::Claim { uid, number, replaces, accepted } => {
-            // A clock that is ahead must not make a connection newer than those to come.
-            let accepted = at.min(*accepted);
-            let connection = Connection::new(epoch, node, *number, accepted);
-            let aged = at.0 - accepted.0 > AGED_MS && state.rules.hold(Rule::Aged);
-            let limit = usize::from(state.connections_per_uid.max(1));
-            state.claim(node, &Claim { uid, at, connection, aged, replaces: *replaces, limit }, effects);
-        }
-        Record::Release { uid, number, reason } => {
-            let exact = state.rules.hold(Rule::ExactRelease);
-            if state.directory.release(uid.as_str(), |held| !exact || held.is(node, *number)) {
-                effects.changes.push(Told::One(PresenceChange {
-                    uid: uid.clone(),
-                    epoch,
-                    at,
-                    node: state.node(node).name.clone(),
-                    offline: Some((*reason).into()),
-                }));
-            }
-        }
-        Record::Dead { incarnation, next } => {
-            let dead = state.index_of(*incarnation);
-            let if_silent = state.rules.hold(Rule::DeadIfSilent);
-            if let Some(dead) = dead.filter(|index| !if_silent || state.node(*index).next == *next) {
-                state.end(dead, epoch, at, effects);
-            }
-        }
-        Record::Card(card) => state.node_mut(node).card = Some(card.clone()),
-        Record::Unknown => {}
     }
 }

@@ -1,15 +1,20 @@
 //! What one node has made of the log.
 
 use std::{
+    mem,
     sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, TryLockError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
+    thread,
     time::Duration,
 };
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 
 use crate::model::{ConnectionNumber, Millis, NodeName, Uid};
 
@@ -17,11 +22,18 @@ use super::{
     bus::Inbox,
     changes::{Ring, Watchers},
     engine::{Engine, Standing},
-    fold::{Effects, Incarnation, Message, State, end_of, fold},
+    fold::{Effects, Folding, Incarnation, Message, State, end_of},
     hosts::{Card, Grants},
     log::LocalLog,
     rules::Rule,
 };
+
+/// How many uids of a node that ends are looked at under one lock, and the rest of a part: what a look-up may have to
+/// wait for.
+pub(super) const LOOKS_MAX: usize = 2_048;
+/// For how long, and how often at most, the fold lets go of the presence where others wait for it.
+const TURN: Duration = Duration::from_micros(20);
+const TURNS_MAX: usize = 20;
 
 /// How a node takes part.
 #[derive(Debug, Clone)]
@@ -57,6 +69,10 @@ pub(crate) struct Node {
     options: Options,
     settled_at: Instant,
     presence: Mutex<Presence>,
+    /// How many wait for it.
+    waiting: AtomicU32,
+    /// A message is folded that was for a while folded in part.
+    whole: Notify,
     grants: Mutex<Grants>,
     /// Whether no other node can hold a uid: the log is in this process, and nobody else is on it.
     single: AtomicBool,
@@ -140,6 +156,8 @@ impl Node {
                 closes: Some(closes),
                 wakers: Vec::new(),
             }),
+            waiting: AtomicU32::new(0),
+            whole: Notify::new(),
             grants: Mutex::default(),
             single: AtomicBool::new(may_be_single),
             may_be_single,
@@ -151,24 +169,41 @@ impl Node {
         }
     }
 
-    /// Folds one message; called in order. `None`: one that can't be read. What it did to this node's own connections,
-    /// and who ended by it, is in `effects` afterwards.
+    /// Folds one message; called in order, once the one before is folded. `None`: one that can't be read. What it did
+    /// to this node's own connections, and who ended by it, is in `effects` afterwards. The end of a node of many is
+    /// folded in parts, and whoever waits for the presence gets it in between.
     pub(crate) fn fold(&self, sequence: u64, at: Millis, message: Option<&Message<'_>>, effects: &mut Effects) {
+        let mut folding = Folding::new(sequence, at, message);
+        while !self.fold_part(&mut folding, LOOKS_MAX, effects) {
+            folding.make_room();
+            self.let_others_in();
+        }
+    }
+
+    /// What [`Node::fold`] does under one lock; false: it has to go on.
+    pub(crate) fn fold_part(&self, folding: &mut Folding<'_>, looks: usize, effects: &mut Effects) -> bool {
+        // Dropped without the lock, as they may be large.
+        let (mut spent, mut void) = (Vec::new(), None);
         let mut guard = self.presence();
         let Presence { state, ring, watchers, closes, wakers, folded, .. } = &mut *guard;
-        *folded = (sequence, at);
-        match message {
-            Some(message) => fold(state, sequence, at, message, effects),
-            None => _ = self.unreadable.fetch_add(1, Ordering::Relaxed),
+        let was_midway = state.is_midway();
+        if !folding.step(state, looks, effects, |uid| watchers.gather_of(uid)) {
+            watchers.gather();
+            return false;
         }
+        let Folding { sequence, at, message, .. } = *folding;
+        if message.is_none() {
+            self.unreadable.fetch_add(1, Ordering::Relaxed);
+        }
+        *folded = (sequence, at);
         if effects.reset || state.is_partial() {
-            effects.changes.clear();
-            ring.void(end_of(sequence));
+            spent = mem::take(&mut effects.changes);
+            void = Some((effects.void.take(), ring.void(end_of(sequence))));
             watchers.note_all(wakers);
         }
         for told in effects.changes.drain(..) {
             watchers.note(ring.end(), &told, wakers);
-            ring.push(told);
+            spent.extend(ring.push(told));
         }
         ring.folded_to(end_of(sequence));
         watchers.note_any(ring.end(), wakers);
@@ -180,11 +215,42 @@ impl Node {
                 _ = closes.send((uid.clone(), *number));
             }
         }
-        if self.may_be_single && (!effects.ended.is_empty() || matches!(message, Some(Message::Join(_)))) {
+        if self.may_be_single {
             let others = state.live().any(|live| live.incarnation != own);
             self.single.store(!others, Ordering::Relaxed);
         }
+        if was_midway {
+            self.whole.notify_waiters();
+        }
         self.wake(guard);
+        drop((spent, void));
+        true
+    }
+
+    /// Between two parts. A mutex is had by who is there first, and that is the thread that has just let go of it: those
+    /// who wait get time to come.
+    fn let_others_in(&self) {
+        for _ in 0..TURNS_MAX {
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            thread::sleep(TURN);
+        }
+    }
+
+    /// Reads what is here while no message is folded in part. Waits for that as long as it takes to fold one.
+    pub(crate) async fn whole<T>(&self, read: impl FnOnce(&Presence) -> T) -> T {
+        loop {
+            // Made before it is looked: so it isn't missed.
+            let whole = self.whole.notified();
+            {
+                let presence = self.presence();
+                if !presence.state.is_midway() {
+                    return read(&presence);
+                }
+            }
+            whole.await;
+        }
     }
 
     /// Changes what is known otherwise than by a message; all watchers look again.
@@ -202,15 +268,18 @@ impl Node {
     /// Takes another state, or none, for the one that was: nobody can follow from that to this. Watchers are told
     /// nothing until the node is in step.
     pub(crate) fn restart(&self, state: State, log: Option<LogIdentity>, folded: (u64, Millis)) {
+        // Dropped without the lock: it may be large.
+        let mut void = None;
         self.change(|presence| {
-            presence.state = state;
+            let before = mem::replace(&mut presence.state, state);
             presence.log = log;
             presence.folded = folded;
             presence.standing = Standing::Joining;
-            presence.ring.void(end_of(folded.0));
+            void = Some((before, presence.ring.void(end_of(folded.0))));
             let Presence { watchers, wakers, .. } = presence;
             watchers.note_all(wakers);
         });
+        drop(void);
     }
 
     /// Woken without the lock, which is the first thing they take.
@@ -218,7 +287,7 @@ impl Node {
         if guard.wakers.is_empty() {
             return;
         }
-        let mut woken = std::mem::take(&mut guard.wakers);
+        let mut woken = mem::take(&mut guard.wakers);
         drop(guard);
         woken.drain(..).for_each(Waker::wake);
         self.presence().wakers = woken;
@@ -236,7 +305,16 @@ impl Node {
 
     /// Never held across an await. Whoever holds it locks nothing else but the bus.
     pub(crate) fn presence(&self) -> MutexGuard<'_, Presence> {
-        self.presence.lock().expect("nobody panics while holding the presence")
+        let presence = match self.presence.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                self.waiting.fetch_add(1, Ordering::Relaxed);
+                let presence = self.presence.lock();
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                presence.ok()
+            }
+            free => free.ok(),
+        };
+        presence.expect("nobody panics while holding the presence")
     }
 
     pub(crate) fn grants(&self) -> MutexGuard<'_, Grants> {

@@ -1,5 +1,8 @@
 //! Presence as the hub and its watchers see it.
 
+mod answers;
+mod encoding;
+mod ending;
 mod nodes;
 mod random;
 mod rules;

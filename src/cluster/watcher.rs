@@ -255,6 +255,7 @@ impl Position {
             return self.reset(presence, born);
         }
         let mut events = Vec::new();
+        let mut waits = false;
         let settled = || Instant::now() >= settled_at;
         if self.taken.is_empty() && !(self.phase == Phase::Settle && settled()) {
             self.catch_up(presence);
@@ -268,6 +269,11 @@ impl Position {
             self.read(presence, end, &mut events);
             if self.next >= end {
                 match self.phase {
+                    // Whose end is folded in part would be missing here, and told to be gone afterwards.
+                    Phase::Parts if presence.state.is_midway() => {
+                        presence.watchers.await_any(self.id);
+                        waits = true;
+                    }
                     Phase::Parts => self.take_parts(&presence.state),
                     Phase::Missed { .. } => self.phase = Phase::Settle,
                     _ => {}
@@ -286,6 +292,8 @@ impl Position {
         }
         if !events.is_empty() {
             Step::Tell(events)
+        } else if waits {
+            Step::Wait(None)
         } else if presence.watchers.hit(self.id).is_some() || matches!(self.phase, Phase::Parts | Phase::Missed { .. })
         {
             Step::Again

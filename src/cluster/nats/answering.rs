@@ -222,15 +222,15 @@ impl Desk {
 
     async fn tell_part(&self, message: &Message) {
         let (Some(reply), [part]) = (&message.reply, &message.payload[..]) else { return };
-        let bytes = {
-            let presence = self.node.presence();
+        let told = self.node.whole(|presence| {
             // Not while it has no state itself.
             if presence.standing == Standing::Joining || presence.state.is_partial() {
-                return;
+                return None;
             }
             let (sequence, at) = presence.folded;
-            encode_part(&presence.state, PartHead { part: *part, sequence, at })
-        };
+            Some(encode_part(&presence.state, PartHead { part: *part, sequence, at }))
+        });
+        let Some(bytes) = told.await else { return };
         let count = bytes.len().div_ceil(CHUNK_BYTES).max(1);
         for (index, piece) in bytes.chunks(CHUNK_BYTES).enumerate() {
             let mut chunk = Vec::with_capacity(piece.len() + CHUNK_HEAD);

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! question  version u8 = 1, kind u8, …
-//!   1 pushes      per push: id u64, many u64 (0: alone), ack_timeout u32 (ms, 0: none), uid u8+text, uri u16+text, body u32+text
+//!   1 pushes      per push: id u64, many u64 (0: alone), ack_timeout u32 (ms, 0: none), uid u8+text, uri u32+text, body u32+text
 //!   2 holds       uid u8+text, …
-//!   3 broadcast   uri u16+text, body u32+text
-//!   4 disconnect  uid u8+text, reason u16+text
+//!   3 broadcast   uri u32+text, body u32+text
+//!   4 disconnect  uid u8+text, reason u32+text
 //!   5 sessions    listing u64, uid u8+text (empty: all)
 //!   6 more        listing u64
 //! answer    version u8 = 1, then
@@ -72,24 +72,14 @@ fn long(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-fn middle(out: &mut Vec<u8>, text: &str) {
-    let text = &text[..text.floor_char_boundary(u16::MAX.into())];
-    out.u16(text.len() as u16);
-    out.extend(text.as_bytes());
-}
-
 fn read_long(reader: &mut Reader<'_>) -> Result<Arc<str>, Unreadable> {
     let length = reader.u32()?;
     Ok(reader.text(length as usize)?.into())
 }
 
-fn read_middle(reader: &mut Reader<'_>) -> Result<Arc<str>, Unreadable> {
-    let length = reader.u16()?;
-    Ok(reader.text(length.into())?.into())
-}
-
 /// What stands around the texts of a push in a question: the question's head, the fields, and the texts' lengths.
-const PUSH_HEAD: usize = 2 + 8 + 8 + 4 + 1 + 2 + 4;
+const PUSH_HEAD: usize = 2 + 8 + 8 + 4 + 1 + 4 + 4;
+
 /// How many bytes a question with a push alone takes at the most, whose frame has so many.
 pub(super) fn bytes_max(frame: usize) -> usize {
     PUSH_HEAD + UID_BYTES_MAX + frame
@@ -108,7 +98,7 @@ pub(super) fn pushes<'a>(items: impl Iterator<Item = (u64, &'a ForwardedPush)>) 
         let ack = push.ack_timeout.map_or(0, |ack| u32::try_from(ack.as_millis()).unwrap_or(u32::MAX).max(1));
         out.u32(ack);
         out.short(push.uid.as_str());
-        middle(&mut out, &push.uri);
+        long(&mut out, &push.uri);
         long(&mut out, &push.body);
     }
     out
@@ -122,7 +112,7 @@ pub(super) fn holds(uids: &[Uid]) -> Vec<u8> {
 
 pub(super) fn broadcast(uri: &str, body: &str) -> Vec<u8> {
     let mut out = vec![VERSION, 3];
-    middle(&mut out, uri);
+    long(&mut out, uri);
     long(&mut out, body);
     out
 }
@@ -130,7 +120,7 @@ pub(super) fn broadcast(uri: &str, body: &str) -> Vec<u8> {
 pub(super) fn disconnect(uid: &Uid, reason: &str) -> Vec<u8> {
     let mut out = vec![VERSION, 4];
     out.short(uid.as_str());
-    middle(&mut out, reason);
+    long(&mut out, reason);
     out
 }
 
@@ -157,7 +147,7 @@ pub(super) fn read_question(bytes: &[u8]) -> Result<Question, Unreadable> {
                 let (id, many, ack) = (reader.u64()?, reader.u64()?, reader.u32()?);
                 let ack_timeout = (ack != 0).then(|| Duration::from_millis(ack.into()));
                 let uid = reader.uid()?;
-                let (uri, body) = (read_middle(reader)?, read_long(reader)?);
+                let (uri, body) = (read_long(reader)?, read_long(reader)?);
                 pushes.push((id, ForwardedPush { uid, uri, body, ack_timeout, many }));
             }
             Question::Pushes(pushes)
@@ -169,8 +159,8 @@ pub(super) fn read_question(bytes: &[u8]) -> Result<Question, Unreadable> {
             }
             Question::Holds(uids)
         }
-        3 => Question::Broadcast { uri: read_middle(reader)?, body: read_long(reader)? },
-        4 => Question::Disconnect { uid: reader.uid()?, reason: read_middle(reader)? },
+        3 => Question::Broadcast { uri: read_long(reader)?, body: read_long(reader)? },
+        4 => Question::Disconnect { uid: reader.uid()?, reason: read_long(reader)? },
         5 => {
             let listing = reader.u64()?;
             let uid = reader.short()?;
@@ -346,6 +336,20 @@ mod tests {
         assert_eq!(read_count(&count(7)), Ok(7));
         let summed = BroadcastTally { sent: 1, queue_full: 2 };
         assert_eq!(read_tally(&tally(summed)), Ok(summed));
+    }
+
+    #[test]
+    fn no_text_is_too_long_to_come_whole() {
+        let (uid, text) = (Uid::new(&"a".repeat(UID_BYTES_MAX)).unwrap(), "/x".repeat(50_000));
+        let (uri, body): (Arc<str>, Arc<str>) = (text.as_str().into(), text.as_str().into());
+        let push = ForwardedPush { uid: uid.clone(), uri, body, ack_timeout: None, many: 0 };
+        let bytes = pushes([(1, &push)].into_iter());
+        let Ok(Question::Pushes(read)) = read_question(&bytes) else { panic!("pushes") };
+        assert_eq!((&*read[0].1.uri, &*read[0].1.body), (&*text, &*text));
+        assert!(bytes.len() <= 2 + bytes_of(&push), "{} bytes", bytes.len());
+        let Ok(Question::Broadcast { uri, .. }) = read_question(&broadcast(&text, "")) else { panic!("broadcast") };
+        let Ok(Question::Disconnect { reason, .. }) = read_question(&disconnect(&uid, &text)) else { panic!("kick") };
+        assert!(*uri == *text && *reason == *text);
     }
 
     #[test]

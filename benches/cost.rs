@@ -27,7 +27,7 @@ use plex::proto::{PushRequest, PushStatus, PushStreamRequest};
 use support::{
     Arguments, Child, Gateway, cpu_of,
     devices::{self, Route},
-    median, resident_of,
+    median, settled,
 };
 
 /// As in a chat or a price feed.
@@ -95,32 +95,19 @@ fn memory(arguments: &Arguments, by: By) -> (f64, f64) {
     let mut held = devices::Devices::default();
     support::runtime().block_on(async {
         held.connect(by(&gateway), 0..few).await;
-        let before = settled(&gateway);
+        let before = settled(gateway.pid());
         held.connect(by(&gateway), few..many).await;
-        let after = settled(&gateway);
+        let after = settled(gateway.pid());
         println!("resident with {few} devices: {} KiB, with {many}: {} KiB", before / 1024, after / 1024);
         let per_device = |resident: u64| resident.saturating_sub(before) as f64 / (many - few) as f64;
         println!("bytes per idle device: {:.0}", per_device(after));
         held.close_all();
         gateway.wait_for_connections(0).await;
         held.connect(by(&gateway), 0..many).await;
-        let again = settled(&gateway);
+        let again = settled(gateway.pid());
         println!("after all have reconnected: {:.0}", per_device(again));
         (per_device(after), per_device(again))
     })
-}
-
-/// The resident set once it stands still.
-fn settled(gateway: &Gateway) -> u64 {
-    let mut last = 0;
-    loop {
-        std::thread::sleep(Duration::from_millis(1_500));
-        let now = resident_of(gateway.pid());
-        if now.abs_diff(last) < 64 * 1024 {
-            return now;
-        }
-        last = now;
-    }
 }
 
 /// CPU per push at full load, on a PushStream with one push to a message, and of the floor.

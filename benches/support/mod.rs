@@ -133,9 +133,7 @@ impl Gateway {
         self.child.id()
     }
 
-    pub async fn backend(
-        &self,
-    ) -> GatewayClient<InterceptedService<Channel, fn(Request<()>) -> Result<Request<()>, Status>>> {
+    pub async fn backend(&self) -> Backend {
         backend(self.control).await
     }
 
@@ -158,9 +156,10 @@ impl Drop for Gateway {
     }
 }
 
-pub async fn backend(
-    address: SocketAddr,
-) -> GatewayClient<InterceptedService<Channel, fn(Request<()>) -> Result<Request<()>, Status>>> {
+/// What calls a control plane.
+pub type Backend = GatewayClient<InterceptedService<Channel, fn(Request<()>) -> Result<Request<()>, Status>>>;
+
+pub async fn backend(address: SocketAddr) -> Backend {
     fn bearer(mut request: Request<()>) -> Result<Request<()>, Status> {
         let value = format!("Bearer {SECRET}").parse().expect("a secret is ASCII");
         request.metadata_mut().insert("authorization", value);
@@ -224,6 +223,19 @@ pub fn resident_of(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel tells it");
     line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") * 1024
+}
+
+/// The resident set of a process once it stands still.
+pub fn settled(pid: u32) -> u64 {
+    let mut last = 0;
+    loop {
+        std::thread::sleep(Duration::from_millis(1_500));
+        let now = resident_of(pid);
+        if now.abs_diff(last) < 64 * 1024 {
+            return now;
+        }
+        last = now;
+    }
 }
 
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {

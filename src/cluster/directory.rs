@@ -1,21 +1,17 @@
-//! Who is online: uid → connections, in 256 hash tables, so that a snapshot can be taken part by part.
+//! Who is online: uid → connections, in 256 parts, so that a snapshot can be taken part by part.
 
-use std::{hash::BuildHasher, mem};
+mod part;
 
-use hashbrown::{
-    DefaultHashBuilder, HashTable,
-    hash_table::{Entry as Place, Iter},
-};
+use std::mem;
+
+use hashbrown::DefaultHashBuilder;
 
 use crate::model::{ConnectionNumber, Millis, Uid};
 
+use part::{Found, Part};
+
 /// How many parts the directory has.
 pub(crate) const PARTS: usize = 256;
-
-/// A part's table is made smaller when less than this share of it is used, so that a storm's peak doesn't stay.
-const SHRINK_BELOW: usize = 8;
-/// Below this many places a table isn't worth shrinking.
-const SHRINK_FROM: usize = 64;
 
 /// FNV-1a 64: the same on every node, whatever its build. (Tables within a node are keyed by a random hash.)
 pub(crate) fn fnv(seed: u64, bytes: &[u8]) -> u64 {
@@ -172,14 +168,14 @@ pub(crate) struct Claim<'a> {
 /// Every uid that is online.
 #[derive(Debug, Clone)]
 pub(crate) struct Directory {
-    parts: Box<[HashTable<Entry>]>,
+    parts: Box<[Part]>,
     hasher: DefaultHashBuilder,
     uids: u64,
 }
 
 impl Directory {
     pub(crate) fn new() -> Self {
-        let parts = (0..PARTS).map(|_| HashTable::new()).collect();
+        let parts = (0..PARTS).map(|_| Part::default()).collect();
         Self { parts, hasher: DefaultHashBuilder::default(), uids: 0 }
     }
 
@@ -189,24 +185,22 @@ impl Directory {
     }
 
     pub(crate) fn get(&self, uid: &str) -> Option<&Entry> {
-        self.parts[part_of(uid)].find(self.hasher.hash_one(uid), |entry| entry.uid.as_str() == uid)
+        self.parts[part_of(uid)].get(uid, &self.hasher)
     }
 
     /// The entries of one part, in no order.
-    pub(crate) fn part(&self, part: usize) -> Iter<'_, Entry> {
+    pub(crate) fn part(&self, part: usize) -> impl ExactSizeIterator<Item = &Entry> {
         self.parts[part].iter()
     }
 
     /// Puts an entry of a snapshot in: what it holds, oldest connection first, at least one, and its
     /// [`epoch`](Entry::epoch). The uid isn't there yet.
     pub(crate) fn put(&mut self, uid: Uid, since: Millis, epoch: u64, connections: Vec<Connection>) {
-        let Self { parts, hasher, uids } = self;
-        let hash = hasher.hash_one(uid.as_str());
+        let part = &mut self.parts[part_of(uid.as_str())];
         let mut entry = Entry { held: Held::One(connections[0]), uid, since };
-        let part = &mut parts[part_of(entry.uid.as_str())];
         entry.put(connections, epoch);
-        part.insert_unique(hash, entry, |entry| hasher.hash_one(entry.uid.as_str()));
-        *uids += 1;
+        part.insert(entry, &self.hasher);
+        self.uids += 1;
     }
 
     /// Takes a connection in; true where the uid comes online by it. `displaced` is told of each connection that
@@ -214,20 +208,14 @@ impl Directory {
     pub(crate) fn claim(&mut self, claim: &Claim<'_>, mut displaced: impl FnMut(&Connection)) -> bool {
         let Self { parts, hasher, uids } = self;
         let (uid, new) = (claim.uid, claim.connection);
-        let place = parts[part_of(uid.as_str())].entry(
-            hasher.hash_one(uid.as_str()),
-            |entry| entry.uid == *uid,
-            |entry| hasher.hash_one(entry.uid.as_str()),
-        );
-        let mut occupied = match place {
-            Place::Vacant(vacant) => {
-                vacant.insert(Entry { uid: uid.clone(), since: claim.at, held: Held::One(new) });
+        let comes = || Entry { uid: uid.clone(), since: claim.at, held: Held::One(new) };
+        let entry = match parts[part_of(uid.as_str())].get_or_insert(uid.as_str(), comes, hasher) {
+            Found::New => {
                 *uids += 1;
                 return true;
             }
-            Place::Occupied(occupied) => occupied,
+            Found::Old(entry) => entry,
         };
-        let entry = occupied.get_mut();
         let (mut connections, epoch) = entry.take();
         connections.retain(|old| {
             // Its node has ended it already.
@@ -257,45 +245,30 @@ impl Directory {
     /// Removes the connection that `is` it; true where the uid goes offline by it.
     pub(crate) fn release(&mut self, uid: &str, is: impl Fn(&Connection) -> bool) -> bool {
         let Self { parts, hasher, uids } = self;
-        let part = &mut parts[part_of(uid)];
-        let Ok(mut found) = part.find_entry(hasher.hash_one(uid), |entry| entry.uid.as_str() == uid) else {
-            return false;
-        };
-        if found.get_mut().remove(is) {
-            return false;
-        }
-        found.remove();
-        *uids -= 1;
-        shrink(part, hasher);
-        true
+        let goes = parts[part_of(uid)].remove_if(uid, |entry| !entry.remove(is), hasher);
+        *uids -= u64::from(goes);
+        goes
     }
 
     /// Removes every connection of `node` from one part; `offline` gets the uids that go offline by it. Tells how many
     /// uids the part had.
-    pub(crate) fn end_in(&mut self, part: usize, node: NodeIndex, offline: impl FnMut(Uid)) -> usize {
+    pub(crate) fn end_in(&mut self, part: usize, node: NodeIndex, mut offline: impl FnMut(Uid)) -> usize {
         let Self { parts, hasher, uids } = self;
         let part = &mut parts[part];
         let before = part.len();
-        let gone = part.extract_if(|entry| !entry.remove(|connection| connection.node == node));
-        gone.map(|entry| entry.uid).for_each(offline);
+        let goes = |entry: &mut Entry| !entry.remove(|connection| connection.node == node);
+        part.extract_if(goes, |entry| offline(entry.uid), hasher);
         *uids -= (before - part.len()) as u64;
-        shrink(part, hasher);
         before
     }
 
     /// Every connection of `node`.
     pub(crate) fn held_by(&self, node: NodeIndex) -> impl Iterator<Item = (&Uid, ConnectionNumber)> {
-        let entries = self.parts.iter().flatten();
+        let entries = self.parts.iter().flat_map(Part::iter);
         entries.flat_map(move |entry| {
             let own = entry.connections().iter().filter(move |connection| connection.node == node);
             own.map(|connection| (&entry.uid, connection.number))
         })
-    }
-}
-
-fn shrink(part: &mut HashTable<Entry>, hasher: &DefaultHashBuilder) {
-    if part.capacity() > SHRINK_FROM && part.len() * SHRINK_BELOW < part.capacity() {
-        part.shrink_to(part.len() * 2, |entry| hasher.hash_one(entry.uid.as_str()));
     }
 }
 
@@ -338,6 +311,21 @@ mod tests {
             assert!(directory.release(uid.as_str(), |held| held.is(node, ConnectionNumber(n))));
         }
         assert_eq!(directory.uids(), 0);
-        assert!(directory.parts.iter().all(|part| part.capacity() <= SHRINK_FROM));
+        assert!(directory.parts.iter().all(|part| part.bytes() < 1_000));
+    }
+
+    #[test]
+    fn however_many_there_are_a_uid_takes_60_bytes_beside_its_text() {
+        let mut directory = Directory::new();
+        for n in 1..=400_000 {
+            let uid = Uid::new(&format!("u{n}")).unwrap();
+            directory.put(uid, Millis(0), 1, vec![Connection::new(1, NodeIndex(0), ConnectionNumber(n), Millis(0))]);
+            if n % 10_000 == 0 && n >= 100_000 {
+                let bytes: usize = directory.parts.iter().map(Part::bytes).sum();
+                // What isn't filled of the last chunk of each part doesn't grow.
+                let bytes = bytes.saturating_sub(PARTS * part::CHUNK_BYTES);
+                assert!(bytes <= 60 * n as usize, "{} bytes for each of {n}", bytes / n as usize);
+            }
+        }
     }
 }

@@ -28,7 +28,7 @@ use std::{borrow::Cow, sync::Arc};
 use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, Uid};
 
 use super::{
-    directory::{Connection, Entry},
+    directory::{Connection, Entry, part_of},
     fold::{Incarnation, Join, Live, Message, RECORDS_MAX, Record, State},
     hosts::Card,
 };
@@ -438,7 +438,8 @@ fn read_live(reader: &mut Reader<'_>) -> Result<(u16, Vec<Live>), Unreadable> {
 ///
 /// # Errors
 ///
-/// [`Unreadable`] where it names a node that isn't live, or ends too soon; the state is useless then.
+/// [`Unreadable`] where it names a node that isn't live or a uid of another part, or ends too soon; the state is useless
+/// then.
 pub(crate) fn decode_part(part: &[u8], state: &mut State) -> Result<(), Unreadable> {
     let mut reader = Reader(part);
     let head = read_head(&mut reader)?;
@@ -456,7 +457,7 @@ pub(crate) fn decode_part(part: &[u8], state: &mut State) -> Result<(), Unreadab
             connections.push(Connection::new(epoch, node, number, Millis(u64::from(accepted) * 1_000)));
         }
         let newest = connections.last().ok_or(Unreadable)?.epoch;
-        if state.directory.get(uid.as_str()).is_some() {
+        if part_of(uid.as_str()) != usize::from(head.part) || state.directory.get(uid.as_str()).is_some() {
             return Err(Unreadable);
         }
         state.directory.put(uid, since, epoch.unwrap_or(newest), connections);

@@ -1,5 +1,6 @@
 //! Presence as the hub and its watchers see it.
 
+mod answers;
 mod encoding;
 mod ending;
 mod nodes;

@@ -19,6 +19,10 @@ pub(super) struct Stream {
     pub(super) first: u64,
     pub(super) messages: VecDeque<(Millis, Vec<u8>)>,
     pub(super) state: State,
+    /// It has been rolled back: whoever has read what isn't in it any more has to delete it.
+    pub(super) rolled_back: bool,
+    /// The last message that made everything before it void.
+    pub(super) voided: u64,
 }
 
 impl Stream {
@@ -87,6 +91,8 @@ impl Engine {
                 first,
                 messages: VecDeque::new(),
                 state: State::new(self.connections_per_uid).with_rules(self.rules),
+                rolled_back: false,
+                voided: 0,
             });
         }
     }
@@ -102,6 +108,9 @@ impl Engine {
             let names: Vec<_> = stream.state.live().map(|live| (live.incarnation, live.name.clone())).collect();
             let mut effects = Effects::default();
             fold(&mut stream.state, sequence, self.latest, &message, &mut effects);
+            if effects.reset {
+                stream.voided = sequence;
+            }
             let ended = names.into_iter().filter(|(incarnation, _)| effects.ended.contains(incarnation));
             self.ended.extend(ended);
             if self.from_the_dead {
@@ -131,6 +140,6 @@ impl Engine {
         let known = end_of(before.last().max(read));
         self.doomed = read > before.last();
         self.changes.retain(|change| change.epoch <= known);
-        self.stream = Some(before);
+        self.stream = Some(Stream { rolled_back: true, ..before });
     }
 }

@@ -130,6 +130,8 @@ struct Process {
     follower: Follower,
     linked: bool,
     reader: Option<ReaderAt>,
+    /// The log that it was last in step with, and how far it had folded that.
+    place: Option<(u64, u64)>,
     /// Until when each direction delivers in order.
     last_out: u64,
     ended: bool,
@@ -299,6 +301,7 @@ impl World {
             follower,
             linked: true,
             reader: None,
+            place: None,
             last_out: 0,
             ended: false,
         });
@@ -437,7 +440,10 @@ impl World {
             match command {
                 Command::Create { first } => self.engine.create(*first, wall),
                 Command::Discard(log) if self.engine.stream.as_ref().is_some_and(|stream| stream.log == *log) => {
-                    self.engine.stream = None;
+                    let stream = self.engine.stream.take();
+                    if !stream.is_some_and(|stream| stream.rolled_back) {
+                        self.broken(format!("node {node} deletes a log that nothing is wrong with"));
+                    }
                 }
                 _ => {}
             }
@@ -449,7 +455,13 @@ impl World {
             Command::Bounds { known } => Happens::Bounds(*known, Err(())),
             _ => Happens::Changed,
         };
-        let delay = if reaches { self.random.below(40) } else { 400 };
+        // In some runs, some come a moment late: what was written meanwhile may be read before them.
+        let is_late = self.seed % 12 == 11 && !self.quiet && self.random.chance(50);
+        let delay = match reaches {
+            true if is_late => self.random.below(400),
+            true => self.random.below(40),
+            false => 400,
+        };
         self.at(delay, node, answer);
     }
 
@@ -530,7 +542,17 @@ impl World {
             closes.push(number.0);
         }
         let ended = process.ended;
+        let resets = process.follower.resets;
         let told = process.follower.read();
+        let (is_reset, place) = (process.follower.resets > resets, process.place);
+        let presence = process.cluster.0.presence();
+        if let Some(log) = presence.log.filter(|_| presence.is_open()) {
+            process.place = Some((log.id, presence.folded.0));
+        }
+        drop(presence);
+        if is_reset && !self.could_not_go_on(place) {
+            self.broken(format!("node {node} tells a needless reset: it was at {place:?}"));
+        }
         self.carry_out(node, out);
         for number in closes {
             self.displace(node, number);
@@ -541,6 +563,14 @@ impl World {
         if ended {
             self.crash(node);
         }
+    }
+
+    /// Whether what is told can't follow from what was told at `place`: that log is gone, or what comes after that place,
+    /// or it has since been made void because nobody knew the state. Freezes and outages alone are no reason.
+    fn could_not_go_on(&self, place: Option<(u64, u64)>) -> bool {
+        let Some((log, folded)) = place else { return false };
+        let stream = self.engine.stream.as_ref().filter(|stream| stream.log.id == log);
+        stream.is_none_or(|stream| stream.first > folded || stream.voided > folded)
     }
 
     /// The log has displaced a connection: its node closes it.

@@ -1,0 +1,95 @@
+//! What a member makes of the engine's answers, one after the other.
+
+use super::*;
+use crate::cluster::{
+    fold::Message,
+    member::{Bounds, Command, Member, Settings},
+    node::{LogIdentity, Node},
+    rules::Rules,
+    wire,
+};
+
+const LOG: LogIdentity = LogIdentity { id: 7, born: Millis(Clock::START) };
+
+/// A member in step with a log that nobody else writes.
+struct Alone {
+    member: Member,
+    /// The last message of the log, which the member has read.
+    last: u64,
+    now: u64,
+    out: Vec<Command>,
+}
+
+impl Alone {
+    fn new() -> Self {
+        let (closes, ..) = Inbox::new();
+        let node = Node::new(name("n"), Arc::new(Clock::default().log()), false, closes, options());
+        let settings = Settings {
+            start: 1,
+            heartbeat: Duration::from_millis(500),
+            dead_after: 7,
+            gather: Duration::from_millis(5),
+            window: 4,
+            first_floor: 1,
+            rules: Rules::ALL,
+        };
+        let member = Member::new(Arc::new(node), Arc::default(), Millis(Clock::START), 1, settings);
+        let mut alone = Self { member, last: 0, now: 0, out: Vec::new() };
+        alone.member.link_up(alone.now, &mut alone.out);
+        alone.answer(0);
+        assert_eq!(alone.out.pop(), Some(Command::Read { from: 1 }));
+        // Its join, and what it says then.
+        (0..5).for_each(|_| alone.write_and_read());
+        assert!(alone.member.has_state());
+        alone
+    }
+
+    /// The log's bounds, as they were when `last` was the last message.
+    fn answer(&mut self, last: u64) {
+        let known = self.out.drain(..).rev().find_map(|command| match command {
+            Command::Bounds { known } => Some(known),
+            _ => None,
+        });
+        let bounds = Bounds { log: LOG, made_from: 1, first: 1, last };
+        self.member.bounds(self.now, known.expect("it has asked"), Ok(Some(bounds)), &mut self.out);
+    }
+
+    /// Reads the next message of the log.
+    fn read(&mut self, bytes: &[u8]) {
+        self.last += 1;
+        let at = Millis(Clock::START + self.now / 1_000);
+        self.member.message(self.now, self.last, at, bytes, &mut self.out);
+    }
+
+    fn write_and_read(&mut self) {
+        self.now += 600_000;
+        self.member.tick(self.now, &mut self.out);
+        for command in std::mem::take(&mut self.out) {
+            match command {
+                Command::Append(bytes) => self.read(&bytes),
+                other => self.out.push(other),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_log_is_not_deleted_for_an_answer_that_is_a_moment_old() {
+    let mut alone = Alone::new();
+    alone.out.clear();
+    alone.member.reading_ended(alone.now, &mut alone.out);
+    let asked = alone.last;
+    // While the answer is on its way a word of another comes.
+    alone.read(&wire::encode(&Message::Hello { nonce: 2 }));
+    alone.answer(asked);
+    assert_eq!(alone.out, [Command::Read { from: alone.last }]);
+}
+
+#[test]
+fn a_log_that_ends_before_what_was_known_when_it_was_asked_for_is_deleted() {
+    let mut alone = Alone::new();
+    alone.out.clear();
+    alone.member.reading_ended(alone.now, &mut alone.out);
+    alone.answer(alone.last - 1);
+    assert_eq!(alone.out, [Command::Discard(LOG)]);
+}

@@ -121,6 +121,8 @@ fn read(bytes: &[u8]) -> Result<Message<'static>, Unreadable> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn what_is_written_is_read(message in any_message()) {
         prop_assert_eq!(read(&encode(&message)), Ok(message));

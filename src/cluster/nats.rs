@@ -46,11 +46,13 @@ use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, Uid};
 
 /// How long a connection to a server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two tries to connect.
+/// Between two tries to connect, once each server was tried.
 const RECONNECT: Duration = Duration::from_millis(250);
 /// How often a node hears itself over the bus, and how many times it may miss that.
 const ECHO: Duration = Duration::from_millis(500);
 const ECHOES_MISSED: u32 = 3;
+/// After so many another server is looked for: this one stands still.
+const ECHOES_GIVEN_UP: u32 = 6;
 /// What was read and isn't folded yet.
 const READ_AHEAD: usize = 1_024;
 /// How much is folded before the time is looked at.
@@ -194,11 +196,12 @@ pub(crate) async fn join(
     let (events, link) = mpsc::channel(64);
     let addresses = settings.urls.iter().map(|url| url.parse::<ServerAddr>()).collect::<Result<Vec<_>, _>>();
     let addresses = addresses.map_err(|error| error.to_string())?;
+    let servers = addresses.len();
     let mut connect = ConnectOptions::new()
         .name(format!("plex {name}"))
         .custom_inbox_prefix(format!("plex.{}.inbox", settings.cluster))
         .connection_timeout(CONNECT_TIMEOUT)
-        .reconnect_delay_callback(|_| RECONNECT)
+        .reconnect_delay_callback(move |tries| if tries <= servers { Duration::ZERO } else { RECONNECT })
         .max_reconnects(None)
         .retry_on_initial_connect()
         .tls_client_config(settings.tls)
@@ -366,6 +369,10 @@ impl Driver {
                 self.stop_reading();
                 self.member.link_down(now);
             }
+            Event::LameDuckMode => {
+                tracing::info!("the server of the cluster is about to stop: going to another");
+                tokio::spawn(go_to_another(self.client.clone()));
+            }
             Event::SlowConsumer(_) => tracing::warn!("messages of the cluster were dropped: read again"),
             Event::ServerError(error) => self.note_server_error(&error.to_string()),
             Event::ClientError(error) => self.note_unreachable(&error.to_string()),
@@ -508,9 +515,19 @@ async fn hear_oneself(client: Client, bus: Bus, subject: String) {
                     bus.set_up(false);
                 }
                 missed += 1;
+                if missed == ECHOES_GIVEN_UP {
+                    go_to_another(client.clone()).await;
+                }
                 _ = client.publish(subject.clone(), Bytes::new()).now_or_never();
             }
         }
+    }
+}
+
+/// Leaves the server for another, if there is one.
+async fn go_to_another(client: Client) {
+    if client.server_info().connect_urls.len() > 1 {
+        _ = client.force_reconnect().await;
     }
 }
 

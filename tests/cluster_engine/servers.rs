@@ -82,6 +82,27 @@ async fn the_crash_of_the_server_that_leads_the_log_delays_presence_and_no_push(
 }
 
 #[tokio::test]
+async fn a_server_that_stands_still_is_left_for_another() {
+    let Some(mut nats) = Nats::three().await else { return };
+    // The first gateway is at the first server, and learns of the others there.
+    let urls = nats.urls();
+    let mut gateways = Gateways::with([&urls[..1], &urls[1..2], &urls[2..]], three_replicas).await;
+    leader_beside_the_first(&nats).await;
+    gateways.are_in_step().await;
+    let mut alice = gateways.login(0, "alice").await;
+
+    nats.freeze(0).await;
+    gateways.health_is(0, ServingStatus::NotServing).await;
+    gateways.are_in_step().await;
+    for from in 0..3 {
+        gateways.expect_push(from, &mut alice, "alice").await;
+    }
+    gateways.expect_same(&["alice"]).await;
+    nats.thaw(0);
+    nats.serves(0).await;
+}
+
+#[tokio::test]
 async fn a_server_that_is_stopped_in_order_costs_nothing_though_it_leads_the_log() {
     the_leader_stops(async |nats, leader| nats.terminate(leader).await, "Server Exiting").await;
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     cluster::{
-        bus::{AtOnce, Forwarded, Inbound},
+        bus::{AtOnce, Departure, Forwarded, Inbound, SentAndWaits},
         engine::Standing,
         fold::Incarnation,
         node::Node,
@@ -123,7 +123,7 @@ impl Desk {
 
     fn push(&self, push: crate::cluster::bus::ForwardedPush) -> oneshot::Receiver<AtOnce> {
         let (answer, answered) = oneshot::channel();
-        if let Err(full) = self.requests.try_send(Inbound::Push { push, answer })
+        if let Err(full) = self.requests.try_send(Inbound::Push { push, departure: Departure::default(), answer })
             && let Inbound::Push { answer, .. } = full.into_inner()
         {
             _ = answer.send(AtOnce::Told(Forwarded::Unreachable));
@@ -139,14 +139,14 @@ impl Desk {
                 Ok(AtOnce::Told(Forwarded::Outcome(outcome))) => Said::Outcome(outcome),
                 Ok(AtOnce::Told(Forwarded::NotHere)) => Said::NotHere,
                 Ok(AtOnce::Told(Forwarded::Unreachable)) => Said::Outcome(PushOutcome::unsent(PushStatus::Unreachable)),
-                Ok(AtOnce::Waits(outcome)) => {
+                Ok(AtOnce::Waits(SentAndWaits { sent, outcome })) => {
                     let (desk, later) = (self.clone(), later.clone());
                     tokio::spawn(async move {
                         if let Ok(outcome) = outcome.await {
                             desk.publish(later, questions::later(id, outcome)).await;
                         }
                     });
-                    Said::Waits
+                    Said::Waits(sent)
                 }
                 Ok(AtOnce::Told(Forwarded::Unknown)) | Err(_) => {
                     Said::Outcome(PushOutcome::unsent(PushStatus::Unknown))

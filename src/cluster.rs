@@ -200,6 +200,12 @@ impl Cluster {
         self.0.unreadable()
     }
 
+    /// How many messages to this node, beside the log, couldn't be read.
+    #[must_use]
+    pub(crate) fn unreadable_questions(&self) -> u64 {
+        self.0.unreadable_questions()
+    }
+
     /// How many errors the cluster's servers told this node.
     #[must_use]
     pub(crate) fn server_errors(&self) -> u64 {

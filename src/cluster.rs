@@ -37,7 +37,7 @@ use futures_util::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, PushOutcome, PushStatus, Transport, Uid};
@@ -47,7 +47,10 @@ pub(crate) use engine::Standing;
 use fold::{Live, State};
 use node::Node;
 
-pub(crate) use bus::{AtOnce, BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, SessionPages};
+use bus::sooner;
+pub(crate) use bus::{
+    AtOnce, BroadcastTally, Departure, Forwarded, ForwardedPush, Inbound, Inbox, SentAndWaits, SessionPages,
+};
 pub(crate) use fold::Incarnation;
 pub(crate) use hosts::Card;
 pub use log::LocalLog;
@@ -197,6 +200,12 @@ impl Cluster {
         self.0.unreadable()
     }
 
+    /// How many messages to this node, beside the log, couldn't be read.
+    #[must_use]
+    pub(crate) fn unreadable_questions(&self) -> u64 {
+        self.0.unreadable_questions()
+    }
+
     /// How many errors the cluster's servers told this node.
     #[must_use]
     pub(crate) fn server_errors(&self) -> u64 {
@@ -234,31 +243,48 @@ impl Cluster {
     }
 
     /// Hands a push to a node that [`Cluster::lookup`] named: it is in that node's queue, or isn't, when this returns, so
-    /// that pushes keep their order. The outcome comes within `cluster.forward_timeout`, with an `ack_timeout` so much
-    /// later.
+    /// that pushes keep their order. What became of it comes within `cluster.forward_timeout` of this call, or by the
+    /// push's deadline; one that is in the queue then isn't sent any more.
     pub(crate) fn forward(
         &self,
         node: Incarnation,
         push: ForwardedPush,
-    ) -> impl Future<Output = Forwarded> + Send + use<> {
-        let wait = self.0.options().forward_timeout;
-        let ack_wait = wait + push.ack_timeout.unwrap_or_default();
+    ) -> impl Future<Output = AtOnce> + Send + use<> {
+        let end = sooner(Instant::now() + self.0.options().forward_timeout, push.deadline);
         let (answer, answered) = oneshot::channel();
-        let taken = self.0.engine().send(node, Inbound::Push { push, answer });
+        let departure = Departure::shared();
+        let queued = Inbound::Push { push, departure: departure.clone(), answer };
+        let taken = self.0.engine().send(node, queued);
         async move {
-            if !taken {
-                return Forwarded::Unreachable;
+            match timeout_at(end, answered).await {
+                _ if !taken => AtOnce::Told(Forwarded::Unreachable),
+                Ok(Ok(at_once)) => at_once,
+                // It hasn't left, and won't any more.
+                _ if departure.take() => AtOnce::Told(Forwarded::Unreachable),
+                _ => AtOnce::Told(Forwarded::Unknown),
             }
-            match timeout(wait, answered).await {
-                Ok(Ok(AtOnce::Waits(outcome))) => match timeout(ack_wait, outcome).await {
-                    Ok(Ok(outcome)) => Forwarded::Outcome(outcome),
-                    // Its node has ended, and with it the connections.
-                    Ok(Err(_)) => Forwarded::Outcome(PushOutcome::unsent(PushStatus::ConnectionLost)),
-                    Err(_) => Forwarded::Unknown,
-                },
-                Ok(Ok(AtOnce::Told(forwarded))) => forwarded,
-                _ => Forwarded::Unknown,
-            }
+        }
+    }
+
+    /// What becomes of a push that waits at another node, which has `cluster.forward_timeout` to tell beyond
+    /// `ack_timeout`; by `deadline` the device hasn't answered in time.
+    pub(crate) fn outcome_of(
+        &self,
+        waits: SentAndWaits,
+        ack_timeout: Duration,
+        deadline: Option<Instant>,
+    ) -> impl Future<Output = PushOutcome> + Send + use<> {
+        let end = Instant::now() + ack_timeout + self.0.options().forward_timeout;
+        let SentAndWaits { sent, outcome } = waits;
+        async move {
+            let status = match timeout_at(sooner(end, deadline), outcome).await {
+                Ok(Ok(outcome)) => return outcome,
+                // Its node has ended, and with it the connections.
+                Ok(Err(_)) => PushStatus::ConnectionLost,
+                Err(_) if deadline.is_some_and(|deadline| deadline < end) => PushStatus::AckTimeout,
+                Err(_) => PushStatus::Unknown,
+            };
+            PushOutcome { status, ..sent }
         }
     }
 
@@ -316,15 +342,16 @@ impl Cluster {
     }
 
     /// Asks every *other* node to push to all its devices; sums their answers, and names those that didn't answer in
-    /// `cluster.broadcast_timeout`. All have been asked when this returns.
+    /// `cluster.broadcast_timeout`, or by `deadline`. All have been asked when this returns.
     pub(crate) fn broadcast(
         &self,
         uri: &Arc<str>,
         body: &Arc<str>,
+        deadline: Option<Instant>,
     ) -> impl Future<Output = (BroadcastTally, Vec<NodeName>)> + Send + use<> {
         let asked = self.others().into_iter().map(|(node, name)| {
             let (uri, body) = (uri.clone(), body.clone());
-            let answered = self.ask(node, |answer| Inbound::Broadcast { uri, body, answer });
+            let answered = self.ask(node, deadline, |answer| Inbound::Broadcast { uri, body, answer });
             async move { (name, answered.await) }
         });
         // Collected: asked now, not when the answers are waited for.
@@ -345,26 +372,28 @@ impl Cluster {
     }
 
     /// Asks those of `nodes` that aren't this one to end the connections of `uid`; gives how many they have ended. One
-    /// that doesn't answer in `cluster.broadcast_timeout` counts none.
+    /// that doesn't answer in `cluster.broadcast_timeout`, or by `deadline`, counts none.
     pub(crate) fn disconnect(
         &self,
         nodes: &[Incarnation],
         uid: &Uid,
         reason: &str,
+        deadline: Option<Instant>,
     ) -> impl Future<Output = u32> + Send + use<> {
         let reason: Arc<str> = reason.into();
         let others = nodes.iter().filter(|node| **node != self.incarnation());
         let asked = others.map(|node| {
             let (uid, reason) = (uid.clone(), reason.clone());
-            self.ask(*node, |answer| Inbound::Disconnect { uid, reason, answer })
+            self.ask(*node, deadline, |answer| Inbound::Disconnect { uid, reason, answer })
         });
         let asked: Vec<_> = asked.collect();
         async move { join_all(asked).await.into_iter().flatten().sum() }
     }
 
-    /// The sessions of *other* nodes: those of one uid, of the nodes that hold it, or all of all.
+    /// The sessions of *other* nodes: those of one uid, of the nodes that hold it, or all of all. What a node doesn't tell
+    /// in `cluster.broadcast_timeout` a page, or by `deadline`, is missing.
     #[must_use]
-    pub(crate) fn sessions(&self, uid: Option<&Uid>) -> SessionPages {
+    pub(crate) fn sessions(&self, uid: Option<&Uid>, deadline: Option<Instant>) -> SessionPages {
         let (answer, pages) = mpsc::channel(1);
         let holders = uid.map(|uid| self.lookup(uid.as_str()).map_or_else(Vec::new, |holding| holding.nodes));
         for (node, _) in self.others() {
@@ -373,7 +402,7 @@ impl Cluster {
             }
             self.0.engine().send(node, Inbound::Sessions { uid: uid.cloned(), answer: answer.clone() });
         }
-        SessionPages(pages)
+        SessionPages { pages, wait: self.0.options().broadcast_timeout, deadline }
     }
 
     /// Tells all nodes what this one can take. Without effect where that is what it last told.
@@ -457,13 +486,14 @@ impl Cluster {
     fn ask<T: Send + 'static, Q: FnOnce(oneshot::Sender<T>) -> Inbound>(
         &self,
         node: Incarnation,
+        deadline: Option<Instant>,
         question: Q,
     ) -> impl Future<Output = Option<T>> + Send + use<T, Q> {
         let (answer, answered) = oneshot::channel();
-        let wait = self.0.options().broadcast_timeout;
+        let end = sooner(Instant::now() + self.0.options().broadcast_timeout, deadline);
         // Not taken: the answer's place is dropped with it.
         self.0.engine().send(node, question(answer));
-        async move { timeout(wait, answered).await.ok()?.ok() }
+        async move { timeout_at(end, answered).await.ok()?.ok() }
     }
 }
 

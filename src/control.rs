@@ -194,10 +194,10 @@ impl Gateway for Control {
     }
 
     async fn disconnect(&self, request: Request<DisconnectRequest>) -> Result<Response<DisconnectResponse>, Status> {
-        let caller = caller(&request);
+        let (caller, deadline) = (caller(&request), call::deadline(request.metadata()));
         let DisconnectRequest { uid, reason } = request.into_inner();
         convert::uid("uid", &uid)?;
-        let connections = self.0.hub.disconnect(&uid, &reason).await;
+        let connections = self.0.hub.disconnect(&uid, &reason, deadline).await;
         tracing::info!(
             caller = caller.map(tracing::field::display),
             uid,

@@ -59,6 +59,7 @@ pub(crate) fn metrics_routes(hub: Hub, metrics: Metrics, ack_waits_max: usize) -
             uids: hub.cluster().uids(),
             in_step: hub.cluster().standing() == Standing::InStep,
             unreadable: hub.cluster().unreadable(),
+            unreadable_questions: hub.cluster().unreadable_questions(),
             server_errors: hub.cluster().server_errors(),
             ack_waits: ack_waits_max.saturating_sub(hub.ack_waits().available_permits()),
         };

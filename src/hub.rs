@@ -266,12 +266,13 @@ impl Hub {
         connection.take_wait(seq).is_some_and(|wait| wait.resolve(status, reply.to_owned()))
     }
 
-    /// Pushes to all connections of a uid. With `ack` the device's answer is waited for.
-    pub(crate) fn push(&self, uid: &str, push: Push<'_>, ack: Option<Ack>) -> Pushed {
+    /// Pushes to all connections of a uid. With `ack` the device's answer is waited for. The outcome is known by
+    /// `deadline`.
+    pub(crate) fn push(&self, uid: &str, push: Push<'_>, ack: Option<Ack>, deadline: Option<Instant>) -> Pushed {
         let (ack, place) = ack.map(|ack| (ack.deadline, ack.permit)).unzip();
         let pushed = match self.0.cluster.is_single() {
             true => self.push_here(uid, push, ack),
-            false => self.push_anywhere(uid, push, ack),
+            false => self.push_anywhere(uid, push, ack, deadline),
         };
         pushed.holding(place.flatten())
     }
@@ -361,8 +362,14 @@ impl Hub {
         }
     }
 
-    /// Pushes one message to many uids, encoded once, with one seq. One outcome for each uid, in order.
-    pub(crate) async fn push_many(&self, uids: &[String], push: Push<'_>) -> Vec<PushOutcome> {
+    /// Pushes one message to many uids, encoded once, with one seq. One outcome for each uid, in order; all are known by
+    /// `deadline`.
+    pub(crate) async fn push_many(
+        &self,
+        uids: &[String],
+        push: Push<'_>,
+        deadline: Option<Instant>,
+    ) -> Vec<PushOutcome> {
         let (seq, frame) = self.shared_frame(push);
         let mut many = 0;
         if !self.0.cluster.is_single() {
@@ -372,7 +379,7 @@ impl Hub {
         let mut pushed = Vec::with_capacity(uids.len());
         for uid in uids {
             let here = self.push_frame(uid, self.0.registry.find(uid), seq, Frame::Shared(&frame), None);
-            pushed.push(self.with_elsewhere(uid, push, many, here));
+            pushed.push(self.with_elsewhere(uid, push, many, deadline, here));
             tokio::task::consume_budget().await;
         }
         let mut outcomes = Vec::with_capacity(pushed.len());

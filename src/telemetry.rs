@@ -62,6 +62,7 @@ pub(crate) struct Metrics {
     ack_waits: Gauge,
     in_step: Gauge,
     unreadable: Gauge,
+    unreadable_questions: Gauge,
     server_errors: Gauge,
 }
 
@@ -75,6 +76,8 @@ pub(crate) struct Live {
     pub(crate) in_step: bool,
     /// Messages of the presence log that couldn't be read.
     pub(crate) unreadable: u64,
+    /// Messages of other nodes, beside the log, that couldn't be read.
+    pub(crate) unreadable_questions: u64,
     /// Errors that the cluster's servers told.
     pub(crate) server_errors: u64,
 }
@@ -238,6 +241,8 @@ impl Metrics {
         let ack_waits = gauge("ack_waits", "Pushes that wait for a device's answer now");
         let in_step = gauge("presence_in_step", "1 where what is known of presence is what is, else 0");
         let unreadable = gauge("presence_unreadable_messages", "Messages of the presence log that couldn't be read");
+        let unreadable_questions =
+            gauge("cluster_unreadable_messages", "Messages to this node from others that couldn't be read");
         let server_errors = gauge("cluster_server_errors", "Errors that the cluster's servers told this node");
 
         let fixed = |counters: Vec<Counter>| counters.try_into().expect("one counter for each name");
@@ -274,6 +279,7 @@ impl Metrics {
             ack_waits,
             in_step,
             unreadable,
+            unreadable_questions,
             server_errors,
             registry: Arc::new(registry),
         }
@@ -315,6 +321,7 @@ impl Metrics {
         gauge(&self.ack_waits, live.ack_waits as u64);
         gauge(&self.in_step, live.in_step.into());
         gauge(&self.unreadable, live.unreadable);
+        gauge(&self.unreadable_questions, live.unreadable_questions);
         gauge(&self.server_errors, live.server_errors);
         let mut page = String::new();
         encode(&mut page, &self.registry).expect("a String takes any text");

@@ -57,6 +57,7 @@ on_both_logs! {
     a_newer_login_at_another_node_replaces_the_older_without_a_word_of_presence
     of_many_logins_of_one_uid_on_all_nodes_exactly_one_stays
     several_connections_of_a_uid_may_be_spread_over_the_nodes
+    a_push_to_connections_on_several_nodes_tells_the_number_of_the_newest_and_the_sum_of_all
     disconnect_and_the_list_of_sessions_span_the_nodes
     every_node_sends_devices_to_the_least_loaded_and_not_to_one_that_drains
     every_node_lists_all_nodes_and_no_more_one_that_has_left
@@ -292,6 +293,44 @@ async fn several_connections_of_a_uid_may_be_spread_over_the_nodes(log: Log) {
     let outcome = nodes.push(0, "alice").await;
     assert_eq!(outcome.connections, 2);
     assert_eq!((&*second.next().await.uri, &*third.next().await.uri), ("/x", "/x"));
+}
+
+async fn a_push_to_connections_on_several_nodes_tells_the_number_of_the_newest_and_the_sum_of_all(log: Log) {
+    let mut nodes = Nodes::with(log, |config| config.device.connections_per_uid = 2).await;
+    for (older_at, newest_at) in [(0, 1), (2, 0)] {
+        let uid = format!("device-{older_at}-{newest_at}");
+        let mut older = nodes.login(older_at, &uid).await;
+        let mut newest = nodes.login(newest_at, &uid).await;
+        for from in 0..3 {
+            let outcome = nodes.push(from, &uid).await;
+            assert_eq!((outcome.status(), outcome.connections), (PushStatus::Sent, 2), "asked {from}: {outcome:?}");
+            expect_push(&mut newest, &outcome).await;
+            older.next().await;
+
+            let many = PushManyRequest { uids: vec![uid.clone()], uri: "/x".into(), body: String::new() };
+            let outcome = nodes.backends[from].push_many(many).await.unwrap().into_inner().results.remove(0);
+            assert_eq!((outcome.status(), outcome.connections), (PushStatus::Sent, 2), "asked {from}: {outcome:?}");
+            expect_push(&mut newest, &outcome).await;
+            older.next().await;
+
+            for newest_answers in [false, true] {
+                let (mut backend, asked) =
+                    (nodes.backends[from].clone(), call(&uid, "/x", "", Duration::from_secs(60)));
+                let asking = tokio::spawn(async move { backend.push(asked).await });
+                let (of_older, of_newest) = (older.next().await.seq, newest.next().await.seq);
+                if newest_answers {
+                    newest.ack(of_newest, "newest").await;
+                } else {
+                    older.nack(of_older, "older").await;
+                }
+                let outcome = asking.await.unwrap().unwrap().into_inner();
+                let (status, reply) =
+                    if newest_answers { (PushStatus::Acked, "newest") } else { (PushStatus::Nacked, "older") };
+                assert_eq!((outcome.status(), &*outcome.reply), (status, reply), "asked {from}");
+                assert_eq!((outcome.seq, outcome.connections), (of_newest, 2), "asked {from}: {outcome:?}");
+            }
+        }
+    }
 }
 
 async fn disconnect_and_the_list_of_sessions_span_the_nodes(log: Log) {

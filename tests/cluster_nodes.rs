@@ -6,6 +6,8 @@ mod common;
 
 #[path = "cluster_nodes/ends.rs"]
 mod ends;
+#[path = "cluster_nodes/frozen.rs"]
+mod frozen;
 #[path = "cluster_nodes/moves.rs"]
 mod moves;
 #[path = "cluster_nodes/pushes.rs"]

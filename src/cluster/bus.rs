@@ -1,11 +1,17 @@
 //! What nodes ask each other, in one process: each node's queue, and the questions.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
 
 use crate::model::{ConnectionNumber, PushOutcome, Session, Uid};
 
@@ -13,8 +19,6 @@ use super::fold::Incarnation;
 
 /// How many questions wait for one node; over it, it can't be reached.
 pub(crate) const QUEUE_MAX: usize = 65_536;
-/// How long a page of sessions may take.
-pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A push for a uid that another node holds. Cheap to clone, for a uid that several hold.
 #[derive(Debug, Clone)]
@@ -29,6 +33,25 @@ pub(crate) struct ForwardedPush {
     pub(crate) ack_timeout: Option<Duration>,
     /// Of a PushMany: which, so that its node gives all of it one number. 0: it is alone.
     pub(crate) many: u64,
+    /// Until when its caller waits, for an answer of the device too; `None`: as long as it takes. Stays at this node.
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// A push's way out of a queue. The queue and who waits for the push share it: whoever takes it decides whether the push
+/// is sent.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Departure(Option<Arc<AtomicBool>>);
+
+impl Departure {
+    /// One that who waits may take away from the queue.
+    pub(crate) fn shared() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    /// Whether nobody else has taken it.
+    pub(crate) fn take(&self) -> bool {
+        self.0.as_ref().is_none_or(|taken| !taken.swap(true, Relaxed))
+    }
 }
 
 /// What became of a push at another node.
@@ -49,8 +72,17 @@ pub(crate) enum Forwarded {
 pub(crate) enum AtOnce {
     /// What became of it.
     Told(Forwarded),
-    /// It was sent, and the device's answer is waited for; dropped: the connections that took it have ended.
-    Waits(oneshot::Receiver<PushOutcome>),
+    /// It was sent, and the device's answer is waited for.
+    Waits(SentAndWaits),
+}
+
+/// A push that another node has sent, and that waits for its device there.
+#[derive(Debug)]
+pub(crate) struct SentAndWaits {
+    /// SENT, with what that node knows: its number, and how many connections took it.
+    pub(crate) sent: PushOutcome,
+    /// What becomes of it; dropped: the connections that took it have ended.
+    pub(crate) outcome: oneshot::Receiver<PushOutcome>,
 }
 
 /// What a broadcast did.
@@ -76,6 +108,8 @@ pub(crate) enum Inbound {
     Push {
         /// What to push.
         push: ForwardedPush,
+        /// Taken as it leaves the queue; where somebody has, it isn't sent.
+        departure: Departure,
         /// Where the answer goes; dropped: nobody knows.
         answer: oneshot::Sender<AtOnce>,
     },
@@ -151,13 +185,24 @@ impl Inbox {
 
 /// The pages of several nodes' sessions, as they come.
 #[derive(Debug)]
-pub(crate) struct SessionPages(pub(crate) mpsc::Receiver<Vec<Session>>);
+pub(crate) struct SessionPages {
+    pub(crate) pages: mpsc::Receiver<Vec<Session>>,
+    /// How long one may take.
+    pub(crate) wait: Duration,
+    /// Until when any is waited for.
+    pub(crate) deadline: Option<Instant>,
+}
 
 impl SessionPages {
-    /// The next page; `None` after the last, or when none has come for 30 s.
+    /// The next page; `None` after the last, or when none has come in time.
     pub(crate) async fn next(&mut self) -> Option<Vec<Session>> {
-        tokio::time::timeout(PAGE_TIMEOUT, self.0.recv()).await.ok().flatten()
+        timeout_at(sooner(Instant::now() + self.wait, self.deadline), self.pages.recv()).await.ok().flatten()
     }
+}
+
+/// The sooner of a wait's own end and the caller's.
+pub(crate) fn sooner(end: Instant, deadline: Option<Instant>) -> Instant {
+    deadline.map_or(end, |deadline| deadline.min(end))
 }
 
 /// The nodes that can be reached.

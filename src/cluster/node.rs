@@ -81,6 +81,8 @@ pub(crate) struct Node {
     was_in_step: AtomicBool,
     /// How many messages of the log couldn't be read.
     unreadable: AtomicU64,
+    /// How many messages of others, beside the log, couldn't be read.
+    unreadable_questions: AtomicU64,
     /// How many errors the servers told.
     server_errors: AtomicU64,
     /// What this node last told of itself.
@@ -163,6 +165,7 @@ impl Node {
             may_be_single,
             was_in_step: AtomicBool::new(may_be_single),
             unreadable: AtomicU64::new(0),
+            unreadable_questions: AtomicU64::new(0),
             server_errors: AtomicU64::new(0),
             card: Mutex::default(),
             options,
@@ -329,6 +332,17 @@ impl Node {
     /// How many messages of the log couldn't be read.
     pub(crate) fn unreadable(&self) -> u64 {
         self.unreadable.load(Ordering::Relaxed)
+    }
+
+    /// Somebody sent this node what it can't read.
+    #[cfg(feature = "nats")]
+    pub(crate) fn note_unreadable_question(&self) {
+        self.unreadable_questions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many messages of others, beside the log, couldn't be read.
+    pub(crate) fn unreadable_questions(&self) -> u64 {
+        self.unreadable_questions.load(Ordering::Relaxed)
     }
 
     /// The cluster's servers told an error.

@@ -1,12 +1,12 @@
 //! Push, PushMany, Broadcast.
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::{Control, call, convert};
 use crate::{
     hub::{Ack, Pushed},
-    model::{PushOutcome, PushStatus},
+    model::PushOutcome,
     proto::{BroadcastRequest, BroadcastResponse, PushManyRequest, PushManyResponse, PushRequest, PushResponse},
 };
 
@@ -25,8 +25,7 @@ impl Control {
                 Some(Ack { deadline: ack_deadline(timeout, deadline), permit: Some(permit) })
             }
         };
-        let pushed = self.0.hub.push(&request.uid, push, ack);
-        let outcome = outcome(pushed, deadline).await;
+        let outcome = outcome(self.0.hub.push(&request.uid, push, ack, deadline)).await;
         self.0.metrics.pushed(outcome.status);
         Ok(Response::new(convert::push_response(outcome, request.id)))
     }
@@ -35,6 +34,7 @@ impl Control {
         &self,
         request: Request<PushManyRequest>,
     ) -> Result<Response<PushManyResponse>, Status> {
+        let deadline = call::deadline(request.metadata());
         let PushManyRequest { uids, uri, body } = request.into_inner();
         convert::uids(&uids, 1)?;
         self.0.checks.push(&uri, &body)?;
@@ -42,7 +42,7 @@ impl Control {
         let control = self.clone();
         let pushing = tokio::spawn(async move {
             let push = crate::model::Push { uri: &uri, body: &body };
-            let outcomes = control.0.hub.push_many(&uids, push).await;
+            let outcomes = control.0.hub.push_many(&uids, push, deadline).await;
             let respond = |outcome: PushOutcome| {
                 control.0.metrics.pushed(outcome.status);
                 convert::push_response(outcome, 0)
@@ -56,12 +56,12 @@ impl Control {
         &self,
         request: Request<BroadcastRequest>,
     ) -> Result<Response<BroadcastResponse>, Status> {
-        let caller = super::caller(&request);
+        let (caller, deadline) = (super::caller(&request), call::deadline(request.metadata()));
         let BroadcastRequest { uri, body } = request.into_inner();
         self.0.checks.push(&uri, &body)?;
         let control = self.clone();
         let pushing = tokio::spawn(async move {
-            let done = control.0.hub.broadcast(crate::model::Push { uri: &uri, body: &body }).await;
+            let done = control.0.hub.broadcast(crate::model::Push { uri: &uri, body: &body }, deadline).await;
             tracing::info!(
                 caller = caller.map(tracing::field::display),
                 uri,
@@ -83,16 +83,11 @@ pub(super) fn ack_deadline(timeout: std::time::Duration, deadline: Option<Instan
     deadline.map_or(end, |deadline| deadline.min(end))
 }
 
-/// What became of a push; UNKNOWN where another node hasn't told in the call's time.
-pub(super) async fn outcome(pushed: Pushed, deadline: Option<Instant>) -> PushOutcome {
+/// What became of a push.
+pub(super) async fn outcome(pushed: Pushed) -> PushOutcome {
     match pushed {
         Pushed::Done(outcome) => outcome,
         Pushed::Waiting(waiting) => waiting.await,
-        Pushed::Elsewhere(elsewhere) => match deadline {
-            None => elsewhere.outcome().await,
-            Some(deadline) => timeout_at(deadline, elsewhere.outcome())
-                .await
-                .unwrap_or_else(|_| PushOutcome::unsent(PushStatus::Unknown)),
-        },
+        Pushed::Elsewhere(elsewhere) => elsewhere.outcome().await,
     }
 }

@@ -24,7 +24,7 @@ use super::{
     call::{self, LAST_WORDS, StreamEnd},
     convert::{self, Invalid},
     over,
-    push::{ack_deadline, outcome},
+    push::ack_deadline,
 };
 use crate::{
     hub::{Ack, Pushed},
@@ -209,10 +209,10 @@ impl Reader {
                 self.later.acks.push(result.boxed());
             }
             Ok(Pushed::Elsewhere(elsewhere)) => {
-                let (metrics, deadline) = (self.control.0.metrics.clone(), self.deadline);
+                let metrics = self.control.0.metrics.clone();
                 let waits = elsewhere.waits();
                 let result = async move {
-                    let outcome = outcome(Pushed::Elsewhere(elsewhere), deadline).await;
+                    let outcome = elsewhere.outcome().await;
                     metrics.pushed(outcome.status);
                     convert::push_response(outcome, id)
                 };
@@ -244,7 +244,7 @@ impl Reader {
                 Some(Ack { deadline: ack_deadline(timeout, *deadline), permit: permit.ok() })
             }
         };
-        Ok(Some(control.0.hub.push(&request.uid, push, ack)))
+        Ok(Some(control.0.hub.push(&request.uid, push, ack, *deadline)))
     }
 
     fn tell_in_order(&mut self, result: PushResponse) {

@@ -6,7 +6,11 @@ use futures_util::{
 };
 use tonic::{Request, Status};
 
-use super::{Control, call::StreamEnd, convert, over};
+use super::{
+    Control,
+    call::{self, StreamEnd},
+    convert, over,
+};
 use crate::proto::{ListSessionsRequest, ListSessionsResponse};
 
 impl Control {
@@ -14,12 +18,12 @@ impl Control {
         &self,
         request: Request<ListSessionsRequest>,
     ) -> Result<BoxStream<'static, Result<ListSessionsResponse, Status>>, Status> {
-        let end = StreamEnd::of(self, request.extensions());
+        let (end, deadline) = (StreamEnd::of(self, request.extensions()), call::deadline(request.metadata()));
         let uid = request.into_inner().uid;
         if !uid.is_empty() {
             convert::uid("uid", &uid)?;
         }
-        let pages = self.0.hub.sessions((!uid.is_empty()).then_some(uid));
+        let pages = self.0.hub.sessions((!uid.is_empty()).then_some(uid), deadline);
         let pages = stream::unfold(Some((pages, end)), |state| async move {
             let (mut pages, end) = state?;
             let page = tokio::select! {

@@ -163,7 +163,7 @@ impl Node {
     }
 
     fn push(&self, uid: &str, body: &str) -> PushOutcome {
-        match self.devices.hub.push(uid, Push { uri: "/push", body }, None) {
+        match self.devices.hub.push(uid, Push { uri: "/push", body }, None, None) {
             Pushed::Done(outcome) => outcome,
             _ => unreachable!("nothing is waited for"),
         }

@@ -1,19 +1,27 @@
 //! What concerns other nodes: pushes to the uids that they hold, questions to all, and the questions of others.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt, StreamExt,
     future::{BoxFuture, join_all},
-    stream::{self, BoxStream},
+    stream::{self, BoxStream, FuturesUnordered},
 };
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout_at},
+};
 
 use super::{Hub, Pushed};
 use crate::{
-    cluster::{AtOnce, BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation, NodeStatus},
+    cluster::{
+        AtOnce, BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation, NodeStatus, SentAndWaits,
+    },
     model::{EndReason, NodeName, Push, PushOutcome, PushStatus, Session, Transport, Uid},
 };
+
+/// How long the first answer of a device waits for what other nodes say of the same push.
+const WORD_OF_OTHERS: Duration = Duration::from_millis(200);
 
 /// A push that other nodes have to be asked about.
 #[must_use]
@@ -52,128 +60,185 @@ pub(crate) struct Broadcast {
     pub(crate) silent: Vec<NodeName>,
 }
 
+/// What a node says of its part in a push.
+pub(super) enum Part {
+    /// What became of it.
+    Done(PushOutcome),
+    /// It was sent as the first says; how it ends comes later.
+    Waits(PushOutcome, BoxFuture<'static, PushOutcome>),
+}
+
+impl Part {
+    pub(super) async fn outcome(self) -> PushOutcome {
+        match self {
+            Self::Done(outcome) => outcome,
+            Self::Waits(_, outcome) => outcome.await,
+        }
+    }
+}
+
+/// The nodes that hold a uid besides this one, that of the newest connection first.
+pub(super) struct Others {
+    pub(super) nodes: Vec<Incarnation>,
+    /// How many of them hold a newer connection than this one.
+    newer: usize,
+}
+
 impl Hub {
     /// Pushes here and to the other nodes that hold the uid.
-    pub(super) fn push_anywhere(&self, uid: &str, push: Push<'_>, ack_deadline: Option<Instant>) -> Pushed {
+    pub(super) fn push_anywhere(
+        &self,
+        uid: &str,
+        push: Push<'_>,
+        ack_deadline: Option<Instant>,
+        deadline: Option<Instant>,
+    ) -> Pushed {
+        let forwarded = || forwarded(uid, push, ack_deadline, 0, deadline);
         if self.0.unresolved.has(uid) {
             // Behind those that wait, so that they keep their order.
-            return self.unresolved(uid, push, ack_deadline, 0);
+            return self.unresolved(forwarded(), ack_deadline);
         }
         let others = self.others_with(uid);
         let only_one = self.0.settings.connections_per_uid == 1;
-        if others.is_empty() || (only_one && self.0.registry.find(uid).iter().next().is_some()) {
+        if others.nodes.is_empty() || (only_one && self.0.registry.find(uid).iter().next().is_some()) {
             return match self.push_here(uid, push, ack_deadline) {
                 Pushed::Done(outcome) if outcome.status == PushStatus::Offline && self.0.cluster.reads_late() => {
-                    self.unresolved(uid, push, ack_deadline, 0)
+                    self.unresolved(forwarded(), ack_deadline)
                 }
                 pushed => pushed,
             };
         }
         let here = self.push_here(uid, push, ack_deadline);
-        Pushed::Elsewhere(self.ask_others(others, forwarded(uid, push, ack_deadline, 0), ack_deadline, here))
+        Pushed::Elsewhere(self.ask_others(&others, &forwarded(), ack_deadline, here))
     }
 
     /// Waits until it is known who holds the uid.
-    fn unresolved(&self, uid: &str, push: Push<'_>, ack_deadline: Option<Instant>, many: u64) -> Pushed {
-        let outcome = self.resolve(forwarded(uid, push, ack_deadline, many), ack_deadline);
+    fn unresolved(&self, push: ForwardedPush, ack_deadline: Option<Instant>) -> Pushed {
+        let outcome = self.resolve(push, ack_deadline);
         Pushed::Elsewhere(Elsewhere { outcome, waits: ack_deadline.is_some() })
     }
 
     /// Adds what other nodes do with a push of [`Hub::push_many`].
-    pub(super) fn with_elsewhere(&self, uid: &str, push: Push<'_>, many: u64, here: Pushed) -> Pushed {
+    pub(super) fn with_elsewhere(
+        &self,
+        uid: &str,
+        push: Push<'_>,
+        many: u64,
+        deadline: Option<Instant>,
+        here: Pushed,
+    ) -> Pushed {
         if self.0.cluster.is_single() {
             return here;
         }
+        let forwarded = || forwarded(uid, push, None, many, deadline);
         let sent_here = !matches!(&here, Pushed::Done(outcome) if outcome.status == PushStatus::Offline);
         let only_one = self.0.settings.connections_per_uid == 1;
         match self.others_with(uid) {
             _ if sent_here && only_one => here,
-            _ if !sent_here && self.0.unresolved.has(uid) => self.unresolved(uid, push, None, many),
-            others if others.is_empty() && !sent_here && self.0.cluster.reads_late() => {
-                self.unresolved(uid, push, None, many)
+            _ if !sent_here && self.0.unresolved.has(uid) => self.unresolved(forwarded(), None),
+            others if others.nodes.is_empty() && !sent_here && self.0.cluster.reads_late() => {
+                self.unresolved(forwarded(), None)
             }
-            others if others.is_empty() => here,
-            others => Pushed::Elsewhere(self.ask_others(others, forwarded(uid, push, None, many), None, here)),
+            others if others.nodes.is_empty() => here,
+            others => Pushed::Elsewhere(self.ask_others(&others, &forwarded(), None, here)),
         }
     }
 
-    /// The other nodes that hold a uid, that of the newest connection first.
-    pub(super) fn others_with(&self, uid: &str) -> Vec<Incarnation> {
+    pub(super) fn others_with(&self, uid: &str) -> Others {
         let own = self.0.cluster.incarnation();
-        let nodes = self.0.cluster.lookup(uid).map(|holding| holding.nodes).unwrap_or_default();
-        nodes.into_iter().filter(|node| *node != own).collect()
+        let mut nodes = self.0.cluster.lookup(uid).map(|holding| holding.nodes).unwrap_or_default();
+        // What the log doesn't have yet is the newest.
+        let newer = nodes.iter().position(|node| *node == own).unwrap_or(0);
+        nodes.retain(|node| *node != own);
+        Others { nodes, newer }
     }
 
     /// All are asked when this returns, so that pushes keep their order.
     fn ask_others(
         &self,
-        others: Vec<Incarnation>,
-        forwarded: ForwardedPush,
+        others: &Others,
+        forwarded: &ForwardedPush,
         ack_deadline: Option<Instant>,
         here: Pushed,
     ) -> Elsewhere {
-        let asked: Vec<_> =
-            others.iter().map(|node| self.forward(*node, forwarded.clone(), ack_deadline).boxed()).collect();
-        let here = async move {
-            match here {
-                Pushed::Done(outcome) => outcome,
-                Pushed::Waiting(waiting) => waiting.await,
-                Pushed::Elsewhere(elsewhere) => elsewhere.outcome().await,
-            }
+        let ask = |node: &Incarnation| {
+            let resolve = move |hub: &Self, push| hub.resolve(push, ack_deadline);
+            self.forward(*node, forwarded.clone(), resolve).boxed()
+        };
+        let mut parts: Vec<BoxFuture<'static, Part>> = others.nodes.iter().map(ask).collect();
+        let here = match here {
+            Pushed::Done(outcome) => Part::Done(outcome),
+            Pushed::Waiting(waiting) => Part::Waits(waiting.sent(), waiting.boxed()),
+            Pushed::Elsewhere(_) => unreachable!("this node's own connections were pushed to"),
         };
         let waits = ack_deadline.is_some();
-        let outcome = async move {
-            if waits {
-                first_answer(here.boxed(), asked).await
-            } else {
-                let (here, mut all) = futures_util::future::join(here, join_all(asked)).await;
-                all.push(here);
-                all.into_iter().reduce(better).expect("this node's is among them")
+        let outcome = if waits {
+            parts.insert(others.newer, std::future::ready(here).boxed());
+            first_answer(parts, forwarded.deadline).boxed()
+        } else {
+            let newer = others.newer;
+            async move {
+                let mut parts = join_all(parts).await;
+                parts.insert(newer, here);
+                sum(parts.into_iter().map(|part| match part {
+                    Part::Done(outcome) | Part::Waits(outcome, _) => outcome,
+                }))
             }
+            .boxed()
         };
-        Elsewhere { outcome: outcome.boxed(), waits }
+        Elsewhere { outcome, waits }
     }
 
-    /// Hands a push to another node; where that hasn't the uid any more, once to the node that has it then.
-    fn forward(
+    /// Hands a push to another node; where that hasn't the uid any more, `elsewhere` says what becomes of it.
+    pub(super) fn forward<E>(
         &self,
         node: Incarnation,
         push: ForwardedPush,
-        ack_deadline: Option<Instant>,
-    ) -> impl Future<Output = PushOutcome> + Send + use<> {
-        let (hub, first) = (self.clone(), self.0.cluster.forward(node, push.clone()));
+        elsewhere: E,
+    ) -> impl Future<Output = Part> + Send + use<E>
+    where
+        E: FnOnce(&Self, ForwardedPush) -> BoxFuture<'static, PushOutcome> + Send,
+    {
+        let (hub, told) = (self.clone(), self.0.cluster.forward(node, push.clone()));
         async move {
-            match first.await {
-                Forwarded::Outcome(outcome) => outcome,
-                Forwarded::NotHere => hub.resolve(push, ack_deadline).await,
-                Forwarded::Unreachable => PushOutcome::unsent(PushStatus::Unreachable),
-                Forwarded::Unknown => PushOutcome::unsent(PushStatus::Unknown),
-            }
+            let unsent = match told.await {
+                AtOnce::Waits(waits) => {
+                    let sent = waits.sent.clone();
+                    let ack_timeout = push.ack_timeout.unwrap_or_default();
+                    return Part::Waits(sent, hub.0.cluster.outcome_of(waits, ack_timeout, push.deadline).boxed());
+                }
+                AtOnce::Told(Forwarded::Outcome(outcome)) => return Part::Done(outcome),
+                AtOnce::Told(Forwarded::NotHere) => return Part::Done(elsewhere(&hub, push).await),
+                AtOnce::Told(Forwarded::Unreachable) => PushStatus::Unreachable,
+                AtOnce::Told(Forwarded::Unknown) => PushStatus::Unknown,
+            };
+            Part::Done(PushOutcome::unsent(unsent))
         }
     }
 
-    /// Pushes to every connection of every node.
-    pub(crate) async fn broadcast(&self, push: Push<'_>) -> Broadcast {
-        let others = self.0.cluster.broadcast(&push.uri.into(), &push.body.into());
+    /// Pushes to every connection of every node. A node that hasn't told by `deadline` is silent.
+    pub(crate) async fn broadcast(&self, push: Push<'_>, deadline: Option<Instant>) -> Broadcast {
+        let others = self.0.cluster.broadcast(&push.uri.into(), &push.body.into(), deadline);
         let ((sent, queue_full), (tally, silent)) = futures_util::future::join(self.broadcast_here(push), others).await;
         Broadcast { sent: sent + tally.sent, queue_full: queue_full + tally.queue_full, silent }
     }
 
-    /// Ends all connections of a uid, on every node. Returns how many.
-    pub(crate) async fn disconnect(&self, uid: &str, reason: &str) -> u32 {
-        let others = if self.0.cluster.is_single() { Vec::new() } else { self.others_with(uid) };
+    /// Ends all connections of a uid, on every node. Returns how many, as far as that is told by `deadline`.
+    pub(crate) async fn disconnect(&self, uid: &str, reason: &str, deadline: Option<Instant>) -> u32 {
+        let others = if self.0.cluster.is_single() { Vec::new() } else { self.others_with(uid).nodes };
         let here = self.disconnect_here(uid, reason);
         if others.is_empty() {
             return here;
         }
         let uid = Uid::new(uid).expect("it was checked");
-        here + self.0.cluster.disconnect(&others, &uid, reason).await
+        here + self.0.cluster.disconnect(&others, &uid, reason, deadline).await
     }
 
-    /// The sessions of one uid, or of all, of every node: a page after the other.
-    pub(crate) fn sessions(&self, uid: Option<String>) -> BoxStream<'static, Vec<Session>> {
+    /// The sessions of one uid, or of all, of every node: a page after the other. What a node hasn't told by `deadline` is
+    /// missing.
+    pub(crate) fn sessions(&self, uid: Option<String>, deadline: Option<Instant>) -> BoxStream<'static, Vec<Session>> {
         let asked = uid.as_deref().map(|uid| Uid::new(uid).expect("it was checked"));
-        let others = stream::unfold(self.0.cluster.sessions(asked.as_ref()), |mut pages| async move {
+        let others = stream::unfold(self.0.cluster.sessions(asked.as_ref(), deadline), |mut pages| async move {
             pages.next().await.map(|page| (page, pages))
         });
         stream::iter(self.sessions_here(uid)).chain(others).boxed()
@@ -203,7 +268,12 @@ impl Hub {
                         self.end(&**connection, EndReason::Replaced);
                     }
                 }
-                Inbound::Push { push, answer } => self.push_for_other(&push, answer),
+                // Else its time was up before it came to its turn.
+                Inbound::Push { push, departure, answer } => {
+                    if departure.take() {
+                        self.push_for_other(&push, answer);
+                    }
+                }
                 Inbound::Holds { uids, answer } => {
                     let holds = uids.iter().map(|uid| self.0.registry.find(uid.as_str()).iter().next().is_some());
                     let _ = answer.send(holds.collect());
@@ -254,7 +324,7 @@ impl Hub {
             }
             Pushed::Waiting(waiting) => {
                 let (later, outcome) = tokio::sync::oneshot::channel();
-                let _ = answer.send(AtOnce::Waits(outcome));
+                let _ = answer.send(AtOnce::Waits(SentAndWaits { sent: waiting.sent(), outcome }));
                 tokio::spawn(async move {
                     let _ = later.send(waiting.await);
                 });
@@ -264,37 +334,64 @@ impl Hub {
     }
 }
 
-fn forwarded(uid: &str, push: Push<'_>, ack_deadline: Option<Instant>, many: u64) -> ForwardedPush {
+fn forwarded(
+    uid: &str,
+    push: Push<'_>,
+    ack_deadline: Option<Instant>,
+    many: u64,
+    deadline: Option<Instant>,
+) -> ForwardedPush {
     ForwardedPush {
         uid: Uid::new(uid).expect("it was checked"),
         uri: push.uri.into(),
         body: push.body.into(),
         ack_timeout: ack_deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
         many,
+        deadline,
     }
 }
 
-/// The first ack or nack of any node; where none comes, the best of what they know.
-async fn first_answer(
-    here: BoxFuture<'static, PushOutcome>,
-    others: Vec<BoxFuture<'static, PushOutcome>>,
-) -> PushOutcome {
-    let mut all: stream::FuturesUnordered<_> = others.into_iter().chain([here]).collect();
-    let mut best: Option<PushOutcome> = None;
-    while let Some(outcome) = all.next().await {
-        if matches!(outcome.status, PushStatus::Acked | PushStatus::Nacked) {
-            return outcome;
+/// The first ack or nack of any node, that with the newest connection first; where none comes, the best of what they
+/// know.
+async fn first_answer(parts: Vec<BoxFuture<'static, Part>>, deadline: Option<Instant>) -> PushOutcome {
+    let is_answer = |outcome: &PushOutcome| matches!(outcome.status, PushStatus::Acked | PushStatus::Nacked);
+    let mut known: Vec<Option<PushOutcome>> = parts.iter().map(|_| None).collect();
+    let placed = |(place, part): (usize, BoxFuture<'static, Part>)| part.map(move |part| (place, part));
+    let mut parts: FuturesUnordered<_> = parts.into_iter().enumerate().map(placed).collect();
+    let mut waits = FuturesUnordered::new();
+    loop {
+        let (place, outcome) = tokio::select! {
+            Some((place, part)) = parts.next() => match part {
+                Part::Done(outcome) => (place, outcome),
+                Part::Waits(sent, outcome) => {
+                    waits.push(outcome.map(move |outcome| (place, outcome)));
+                    (place, sent)
+                }
+            },
+            Some(ended) = waits.next() => ended,
+            else => break,
+        };
+        let answered = is_answer(&outcome);
+        known[place] = Some(outcome);
+        if answered {
+            // How many took it, and as what, is on its way.
+            let end = Instant::now() + WORD_OF_OTHERS;
+            let end = deadline.map_or(end, |deadline| deadline.min(end));
+            while let Ok(Some((place, part))) = timeout_at(end, parts.next()).await {
+                // The first answer counts.
+                let (Part::Done(sent) | Part::Waits(sent, _)) = part;
+                let status = if is_answer(&sent) { PushStatus::Sent } else { sent.status };
+                known[place] = Some(PushOutcome { status, ..sent });
+            }
+            break;
         }
-        best = Some(match best {
-            None => outcome,
-            Some(other) => better(other, outcome),
-        });
     }
-    best.expect("this node's is among them")
+    sum(known.into_iter().flatten())
 }
 
-/// One outcome of two nodes' for one push: the better status, the connections of both, the seq of the better.
-fn better(one: PushOutcome, other: PushOutcome) -> PushOutcome {
+/// One outcome of several nodes' for one push, that with the newest connection first: the best status, the connections of
+/// all, the number of the first that sent it.
+fn sum(outcomes: impl Iterator<Item = PushOutcome>) -> PushOutcome {
     let rank = |outcome: &PushOutcome| match outcome.status {
         PushStatus::Acked | PushStatus::Nacked => 0,
         PushStatus::Sent => 1,
@@ -305,8 +402,11 @@ fn better(one: PushOutcome, other: PushOutcome) -> PushOutcome {
         PushStatus::Unreachable => 6,
         PushStatus::Offline => 7,
     };
-    let connections = one.connections + other.connections;
-    // `one` comes first where they are equal: the nodes are asked newest connection first.
-    let better = if rank(&other) < rank(&one) { other } else { one };
-    PushOutcome { connections, ..better }
+    let add = |one: PushOutcome, other: PushOutcome| {
+        let seq = if one.connections > 0 { one.seq } else { other.seq };
+        let connections = one.connections + other.connections;
+        let better = if rank(&other) < rank(&one) { other } else { one };
+        PushOutcome { seq, connections, ..better }
+    };
+    outcomes.reduce(add).expect("this node's is among them")
 }

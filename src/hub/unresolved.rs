@@ -14,12 +14,12 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use hashbrown::HashMap;
 use tokio::{
     sync::oneshot,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{Hub, Pushed};
 use crate::{
-    cluster::{Forwarded, ForwardedPush, Incarnation, Standing},
+    cluster::{Departure, ForwardedPush, Incarnation, Standing},
     model::{PushOutcome, PushStatus, Uid},
 };
 
@@ -49,6 +49,7 @@ struct Waiting {
 struct Item {
     push: ForwardedPush,
     ack_deadline: Option<Instant>,
+    departure: Departure,
     answer: oneshot::Sender<PushOutcome>,
 }
 
@@ -85,9 +86,9 @@ impl Hub {
             unresolved.count.fetch_sub(1, Relaxed);
             return async { PushOutcome::unsent(PushStatus::Unreachable) }.boxed();
         }
-        let (answer, outcome) = oneshot::channel();
-        let uid = push.uid.clone();
-        let item = Item { push, ack_deadline, answer };
+        let (answer, mut outcome) = oneshot::channel();
+        let (uid, deadline, departure) = (push.uid.clone(), push.deadline, Departure::shared());
+        let item = Item { push, ack_deadline, departure: departure.clone(), answer };
         let mut waiting = unresolved.waiting();
         match waiting.uids.get_mut(&uid) {
             Some(items) => items.push_back(item),
@@ -97,7 +98,20 @@ impl Hub {
             }
         }
         self.gather(waiting);
-        async move { outcome.await.unwrap_or(PushOutcome::unsent(PushStatus::Unknown)) }.boxed()
+        async move {
+            let told = match deadline {
+                None => Ok((&mut outcome).await),
+                Some(deadline) => timeout_at(deadline, &mut outcome).await,
+            };
+            let told = match told {
+                Ok(told) => told,
+                Err(_) if departure.take() => return PushOutcome::unsent(PushStatus::Unreachable),
+                // It has been handed on, and is told by then.
+                Err(_) => outcome.await,
+            };
+            told.unwrap_or(PushOutcome::unsent(PushStatus::Unknown))
+        }
+        .boxed()
     }
 
     fn gather(&self, mut waiting: MutexGuard<'_, Waiting>) {
@@ -168,7 +182,7 @@ impl Hub {
         }
         for (uid, count) in left {
             let found = match read {
-                Ok(true) => match self.others_with(uid.as_str()).first() {
+                Ok(true) => match self.others_with(uid.as_str()).nodes.first() {
                     _ if self.holds(uid.as_str()) => Found::Here,
                     Some(node) => Found::At(*node),
                     None => Found::Nowhere,
@@ -210,7 +224,10 @@ impl Hub {
     }
 
     fn hand_on(&self, item: Item, found: Found) {
-        let Item { push, ack_deadline, mut answer } = item;
+        let Item { push, ack_deadline, departure, mut answer } = item;
+        if !departure.take() {
+            return;
+        }
         match found {
             Found::Nowhere => _ = answer.send(PushOutcome::unsent(PushStatus::Offline)),
             Found::Unknown => _ = answer.send(PushOutcome::unsent(PushStatus::Unreachable)),
@@ -232,16 +249,11 @@ impl Hub {
                 }
             }
             Found::At(node) => {
-                let forwarded = self.0.cluster.forward(node, push);
+                // The log has nobody else, and it says that it isn't there.
+                let nowhere = async { PushOutcome::unsent(PushStatus::Offline) };
+                let forwarded = self.forward(node, push, move |_, _| nowhere.boxed());
                 tokio::spawn(async move {
-                    let outcome = match forwarded.await {
-                        Forwarded::Outcome(outcome) => outcome,
-                        // The log has nobody else, and it says that it isn't there.
-                        Forwarded::NotHere => PushOutcome::unsent(PushStatus::Offline),
-                        Forwarded::Unreachable => PushOutcome::unsent(PushStatus::Unreachable),
-                        Forwarded::Unknown => PushOutcome::unsent(PushStatus::Unknown),
-                    };
-                    answer.send(outcome)
+                    let _ = answer.send(forwarded.await.outcome().await);
                 });
             }
         }

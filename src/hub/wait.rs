@@ -64,6 +64,12 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
+    /// What is known already: it was sent.
+    pub(super) fn sent(&self) -> PushOutcome {
+        let connections = u32::try_from(self.connections.len()).unwrap_or(u32::MAX);
+        PushOutcome { status: PushStatus::Sent, seq: self.seq, connections, reply: String::new() }
+    }
+
     pub(super) fn timer(deadline: Instant) -> Pin<Box<Sleep>> {
         Box::pin(tokio::time::sleep_until(deadline))
     }
@@ -83,8 +89,7 @@ impl Future for Waiting {
                 Poll::Pending => return Poll::Pending,
             },
         };
-        let connections = u32::try_from(this.connections.len()).unwrap_or(u32::MAX);
-        Poll::Ready(PushOutcome { status, seq: this.seq, connections, reply })
+        Poll::Ready(PushOutcome { status, reply, ..this.sent() })
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use plex::proto::{OfflineReason, OnlineStatusKind};
 
 use crate::common::{
@@ -175,6 +176,52 @@ async fn what_no_node_can_read_is_counted_alike_and_changes_nothing() {
     fourth.metric_is("plex_presence_unreadable_messages", count).await;
     let (_, told) = Watch::live(&mut fourth.backend().await, Default::default()).await;
     assert_eq!(words(&told), "=alice");
+}
+
+#[tokio::test]
+async fn what_is_no_question_to_a_node_is_counted_there_and_changes_nothing() {
+    const COUNT: &str = "plex_cluster_unreadable_messages";
+    let Some(nats) = Nats::one().await else { return };
+    let urls = nats.urls();
+    let mut gateways = Gateways::three(&urls).await;
+    let mut watches = gateways.watch().await;
+    let mut alice = gateways.login(1, "alice").await;
+    watches.until("+alice").await;
+    let engine = async_nats::connect(&urls[0]).await.expect("the server listens");
+    let mut asked = engine.subscribe("plex.plex.to.*").await.unwrap();
+    engine.flush().await.unwrap();
+    gateways.expect_push(0, &mut alice, "alice").await;
+    // A node's name there is its number; an echo's isn't.
+    let subject = loop {
+        let subject = asked.next().await.expect("the push was seen").subject;
+        if subject.rsplit('.').next().is_some_and(|last| last.parse::<u64>().is_ok()) {
+            break subject;
+        }
+    };
+
+    for unreadable in [&b""[..], b"\x02\x02", b"\x01\x63aaaa", b"\x01\x01aaaa", b"\x01\x04\xff"] {
+        engine.publish_with_reply(subject.clone(), "nobody", unreadable.to_vec().into()).await.unwrap();
+    }
+    engine.publish(subject, b"\x01\x02".to_vec().into()).await.unwrap();
+    engine.flush().await.unwrap();
+    gateways.nodes[1].metric_is(COUNT, 6).await;
+    for node in [0, 2] {
+        assert_eq!(gateways.nodes[node].metric(COUNT).await, 0);
+    }
+    // One of those that have the state hears it.
+    engine.publish("plex.plex.snap", b"which?".to_vec().into()).await.unwrap();
+    engine.flush().await.unwrap();
+    eventually("it is counted", || async {
+        let mut sum = 0;
+        for node in &gateways.nodes {
+            sum += node.metric(COUNT).await;
+        }
+        (sum == 7).then_some(())
+    })
+    .await;
+    for from in 0..3 {
+        gateways.expect_push(from, &mut alice, "alice").await;
+    }
 }
 
 /// Users for the gateways, of whom the third may write to the log, or may not.

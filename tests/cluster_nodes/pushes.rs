@@ -97,7 +97,10 @@ async fn of_a_node_that_is_killed_no_push_claims_an_answer_that_was_not_given() 
         let (number, outcome) = ended.unwrap();
         match outcome.status() {
             PushStatus::Acked => assert_eq!((number % 3, &*outcome.reply), (1, "indeed"), "it answered"),
-            PushStatus::ConnectionLost | PushStatus::Unknown => {}
+            PushStatus::ConnectionLost => {
+                assert_eq!((outcome.seq, outcome.connections), (asked[number], 1), "it was sent");
+            }
+            PushStatus::Unknown => {}
             other => panic!("{number}: {other:?}"),
         }
         outcomes.insert(number, outcome);

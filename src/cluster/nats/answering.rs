@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     cluster::{
-        bus::{AtOnce, Forwarded, Inbound},
+        bus::{AtOnce, Departure, Forwarded, Inbound, SentAndWaits},
         engine::Standing,
         fold::Incarnation,
         node::Node,
@@ -96,7 +96,10 @@ impl Desk {
         let mut under_way = JoinSet::new();
         while let Some(message) = messages.next().await {
             while under_way.try_join_next().is_some() {}
-            let Some(reply) = message.reply.clone() else { continue };
+            let Some(reply) = message.reply.clone() else {
+                self.note_unreadable(&message);
+                continue;
+            };
             match questions::read_question(&message.payload) {
                 Ok(Question::Pushes(pushes)) => {
                     // Put into the queue here, so that they keep their order.
@@ -111,10 +114,15 @@ impl Desk {
                         }
                     });
                 }
-                // From a newer node, or from nobody of ours: unanswered.
-                Err(_) => tracing::debug!(bytes = message.payload.len(), "a question that can't be read"),
+                Err(_) => self.note_unreadable(&message),
             }
         }
+    }
+
+    /// From a newer node, or from nobody of ours: unanswered.
+    fn note_unreadable(&self, message: &Message) {
+        self.node.note_unreadable_question();
+        tracing::debug!(subject = %message.subject, bytes = message.payload.len(), "a question that can't be read");
     }
 
     async fn publish(&self, subject: String, bytes: Vec<u8>) {
@@ -123,7 +131,7 @@ impl Desk {
 
     fn push(&self, push: crate::cluster::bus::ForwardedPush) -> oneshot::Receiver<AtOnce> {
         let (answer, answered) = oneshot::channel();
-        if let Err(full) = self.requests.try_send(Inbound::Push { push, answer })
+        if let Err(full) = self.requests.try_send(Inbound::Push { push, departure: Departure::default(), answer })
             && let Inbound::Push { answer, .. } = full.into_inner()
         {
             _ = answer.send(AtOnce::Told(Forwarded::Unreachable));
@@ -139,14 +147,14 @@ impl Desk {
                 Ok(AtOnce::Told(Forwarded::Outcome(outcome))) => Said::Outcome(outcome),
                 Ok(AtOnce::Told(Forwarded::NotHere)) => Said::NotHere,
                 Ok(AtOnce::Told(Forwarded::Unreachable)) => Said::Outcome(PushOutcome::unsent(PushStatus::Unreachable)),
-                Ok(AtOnce::Waits(outcome)) => {
+                Ok(AtOnce::Waits(SentAndWaits { sent, outcome })) => {
                     let (desk, later) = (self.clone(), later.clone());
                     tokio::spawn(async move {
                         if let Ok(outcome) = outcome.await {
                             desk.publish(later, questions::later(id, outcome)).await;
                         }
                     });
-                    Said::Waits
+                    Said::Waits(sent)
                 }
                 Ok(AtOnce::Told(Forwarded::Unknown)) | Err(_) => {
                     Said::Outcome(PushOutcome::unsent(PushStatus::Unknown))
@@ -221,7 +229,10 @@ impl Desk {
     }
 
     async fn tell_part(&self, message: &Message) {
-        let (Some(reply), [part]) = (&message.reply, &message.payload[..]) else { return };
+        let (Some(reply), [part]) = (&message.reply, &message.payload[..]) else {
+            self.note_unreadable(message);
+            return;
+        };
         let told = self.node.whole(|presence| {
             // Not while it has no state itself.
             if presence.standing == Standing::Joining || presence.state.is_partial() {

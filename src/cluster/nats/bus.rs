@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     cluster::{
-        bus::{AtOnce, Forwarded, ForwardedPush, Inbound, PAGE_TIMEOUT, QUEUE_MAX},
+        bus::{AtOnce, Departure, Forwarded, ForwardedPush, Inbound, QUEUE_MAX, SentAndWaits},
         fold::Incarnation,
     },
     model::{PushOutcome, Session, Uid},
@@ -74,6 +74,7 @@ struct Destination {
 struct Item {
     id: u64,
     push: ForwardedPush,
+    departure: Departure,
     answer: oneshot::Sender<AtOnce>,
     /// Where the device's answer comes, if one is waited for.
     later: Option<oneshot::Receiver<PushOutcome>>,
@@ -132,7 +133,7 @@ impl Bus {
             return false;
         }
         match question {
-            Inbound::Push { push, answer } => self.queue(to, push, answer),
+            Inbound::Push { push, departure, answer } => self.queue(to, push, departure, answer),
             Inbound::Close { .. } => false,
             Inbound::Holds { uids, answer } => {
                 let asked = self.ask(to, questions::holds(&uids), self.0.forward_timeout);
@@ -156,9 +157,15 @@ impl Bus {
         }
     }
 
-    fn answer<T: Send + 'static>(&self, asked: Ask, answer: oneshot::Sender<T>, read: fn(&[u8]) -> Option<T>) {
+    fn answer<T: Send + 'static>(&self, asked: Ask, mut answer: oneshot::Sender<T>, read: fn(&[u8]) -> Option<T>) {
         self.0.runtime.spawn(async move {
-            if let Answered::Message(message) = asked.await
+            let asked = asked.hand_over().await;
+            let answered = tokio::select! {
+                answered = asked.await_answer() => answered,
+                // Nobody waits any more.
+                () = answer.closed() => return,
+            };
+            if let Answered::Message(message) = answered
                 && let Some(read) = read(&message.payload)
             {
                 _ = answer.send(read);
@@ -171,7 +178,12 @@ impl Bus {
         let listing = rand::random();
         let mut question = questions::sessions(listing, uid.as_ref());
         loop {
-            let Answered::Message(message) = self.ask(to, question, PAGE_TIMEOUT).await else { return };
+            let asked = self.ask(to, question, self.0.broadcast_timeout).hand_over().await;
+            let answered = tokio::select! {
+                answered = asked.await_answer() => answered,
+                () = pages.closed() => return,
+            };
+            let Answered::Message(message) = answered else { return };
             let Ok((page, more)) = questions::read_page(&message.payload) else { return };
             if pages.send(page).await.is_err() || !more {
                 return;
@@ -180,7 +192,13 @@ impl Bus {
         }
     }
 
-    fn queue(&self, to: Incarnation, push: ForwardedPush, answer: oneshot::Sender<AtOnce>) -> bool {
+    fn queue(
+        &self,
+        to: Incarnation,
+        push: ForwardedPush,
+        departure: Departure,
+        answer: oneshot::Sender<AtOnce>,
+    ) -> bool {
         let size = questions::bytes_of(&push);
         let destination = {
             let mut open = self.open();
@@ -191,7 +209,7 @@ impl Bus {
             return false;
         }
         let id = self.0.next.fetch_add(1, Relaxed);
-        let taken = destination.queue.try_send(Item { id, push, answer, later: None }).is_ok();
+        let taken = destination.queue.try_send(Item { id, push, departure, answer, later: None }).is_ok();
         if !taken {
             destination.bytes.fetch_sub(size, Relaxed);
         }
@@ -212,9 +230,13 @@ impl Bus {
         while let Some(first) = if next.is_some() { next.take() } else { items.recv().await } {
             let permit = under_way.clone().acquire_owned().await.expect("it is never closed");
             let bytes_max = self.0.client.max_payload();
+            let mut left = Left { batch: Vec::new(), size: 0, next: None };
+            left.take(first, &mut items, &bytes, bytes_max);
             let (mut batch, size);
-            (batch, size, next) = batch_of(first, &mut items, bytes_max);
-            bytes.fetch_sub(size, Relaxed);
+            Left { batch, size, next } = left;
+            if batch.is_empty() {
+                continue;
+            }
             // Nothing is handed to a client that would send it late.
             if !self.is_up() || size > bytes_max {
                 batch.into_iter().for_each(|item| _ = item.answer.send(AtOnce::Told(Forwarded::Unreachable)));
@@ -240,14 +262,15 @@ impl Bus {
             Answered::Message(message) => {
                 let outcomes = questions::read_outcomes(&message.payload).unwrap_or_default();
                 for (item, outcome) in batch.into_iter().zip(outcomes) {
-                    let wait = item.push.ack_timeout.unwrap_or_default() + self.0.forward_timeout;
+                    // Longer than anybody waits for it: to forget it says that the node has ended.
+                    let wait = item.push.ack_timeout.unwrap_or_default() + 2 * self.0.forward_timeout;
                     let forwarded = match (outcome, item.later) {
                         (Said::Outcome(outcome), _) => Forwarded::Outcome(outcome),
                         (Said::NotHere, _) => Forwarded::NotHere,
-                        (Said::Waits, None) => Forwarded::Unknown,
-                        (Said::Waits, Some(outcome)) => {
+                        (Said::Waits(_), None) => Forwarded::Unknown,
+                        (Said::Waits(sent), Some(outcome)) => {
                             self.forget_in(wait, item.id);
-                            _ = item.answer.send(AtOnce::Waits(outcome));
+                            _ = item.answer.send(AtOnce::Waits(SentAndWaits { sent, outcome }));
                             continue;
                         }
                     };
@@ -320,20 +343,34 @@ impl Bus {
     }
 }
 
-/// What goes with this item in one message: how many bytes that has, and the item that would have made it too long.
-fn batch_of(first: Item, items: &mut mpsc::Receiver<Item>, bytes_max: usize) -> (Vec<Item>, usize, Option<Item>) {
-    let mut size = questions::bytes_of(&first.push);
-    let mut batch = vec![first];
-    while batch.len() < BATCH_MAX && size < BATCH_BYTES_MAX {
-        let Ok(item) = items.try_recv() else { break };
-        let more = questions::bytes_of(&item.push);
-        if size + more > bytes_max {
-            return (batch, size, Some(item));
+/// What has left a node's queue for one message, and how many bytes that has.
+struct Left {
+    batch: Vec<Item>,
+    size: usize,
+    /// Would have made the message too long.
+    next: Option<Item>,
+}
+
+impl Left {
+    /// Takes this item and what goes with it. Those whose time is up aren't sent.
+    fn take(&mut self, first: Item, items: &mut mpsc::Receiver<Item>, waiting: &AtomicUsize, bytes_max: usize) {
+        let mut item = Some(first);
+        while let Some(next) = item.take() {
+            let more = questions::bytes_of(&next.push);
+            if !self.batch.is_empty() && self.size + more > bytes_max {
+                self.next = Some(next);
+                return;
+            }
+            waiting.fetch_sub(more, Relaxed);
+            if next.departure.take() {
+                self.size += more;
+                self.batch.push(next);
+            }
+            if self.batch.len() < BATCH_MAX && self.size < BATCH_BYTES_MAX {
+                item = items.try_recv().ok();
+            }
         }
-        size += more;
-        batch.push(item);
     }
-    (batch, size, None)
 }
 
 /// A question that wasn't handed over yet.
@@ -392,25 +429,43 @@ mod tests {
 
     fn item(body: usize) -> Item {
         let (uid, text) = (Uid::new("a").unwrap(), "x".repeat(body).into());
-        let push = ForwardedPush { uid, uri: "/x".into(), body: text, ack_timeout: None, many: 0 };
-        Item { id: body as u64, push, answer: oneshot::channel().0, later: None }
+        let push = ForwardedPush { uid, uri: "/x".into(), body: text, ack_timeout: None, many: 0, deadline: None };
+        Item { id: body as u64, push, departure: Departure::shared(), answer: oneshot::channel().0, later: None }
+    }
+
+    /// What leaves the queue, by message.
+    fn leave(waiting: impl IntoIterator<Item = Item>, bytes_max: usize) -> Vec<Vec<u64>> {
+        let (queue, mut items) = mpsc::channel(10);
+        let bytes = AtomicUsize::new(0);
+        for item in waiting {
+            bytes.fetch_add(questions::bytes_of(&item.push), Relaxed);
+            queue.try_send(item).unwrap();
+        }
+        let (mut batches, mut next) = (Vec::new(), None);
+        while let Some(first) = next.take().or_else(|| items.try_recv().ok()) {
+            let mut left = Left { batch: Vec::new(), size: 0, next: None };
+            left.take(first, &mut items, &bytes, bytes_max);
+            let pushes = questions::pushes(left.batch.iter().map(|item| (item.id, &item.push)));
+            assert!(left.batch.is_empty() || pushes.len() <= left.size && left.size <= bytes_max, "{}", left.size);
+            batches.push(left.batch.iter().map(|item| item.id).collect());
+            next = left.next;
+        }
+        assert_eq!(bytes.into_inner(), 0, "nothing waits any more");
+        batches
     }
 
     #[test]
     fn what_would_make_a_message_too_long_for_the_server_goes_with_the_next() {
-        let bytes_max = questions::bytes_max(1_000);
-        let (queue, mut items) = mpsc::channel(10);
-        for body in [10, 990, 990, 20, 30] {
-            queue.try_send(item(body)).unwrap();
-        }
-        let (mut batches, mut next) = (Vec::new(), None);
-        while let Some(first) = next.take().or_else(|| items.try_recv().ok()) {
-            let (batch, size, held_back) = batch_of(first, &mut items, bytes_max);
-            next = held_back;
-            let pushes = questions::pushes(batch.iter().map(|item| (item.id, &item.push)));
-            assert!(pushes.len() <= size && size <= bytes_max, "{} {size}", pushes.len());
-            batches.push(batch.iter().map(|item| item.id).collect::<Vec<_>>());
-        }
+        let batches = leave([10, 990, 990, 20, 30].map(item), questions::bytes_max(1_000));
         assert_eq!(batches, [vec![10, 990], vec![990, 20, 30]], "each once, in order");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_does_not_leave() {
+        let waiting = [1, 2, 3, 4].map(item);
+        assert!([0, 2, 3].iter().all(|given_up| waiting[*given_up].departure.take()));
+        let departure = waiting[1].departure.clone();
+        assert_eq!(leave(waiting, questions::bytes_max(1_000)), [vec![2]]);
+        assert!(!departure.take(), "it can't be taken back");
     }
 }

@@ -14,7 +14,7 @@
 //!   3 broadcast   sent u64, queue_full u64
 //!   4 disconnect  connections u32
 //!   5, 6          1 if there is more, else 0; sessions
-//! outcome   status u8 (101: not here, 102: it waits for the device), seq u64, connections u32, reply u32+text
+//! outcome   status u8 (101: not here, 102: sent, and it waits for the device), seq u64, connections u32, reply u32+text
 //! later     version u8 = 1, id u64, outcome: what became of a push that waited
 //! session   uid u8+text, number u32, epoch u64, node u8+text, remote u8+text, connected_at u64, last_seen u64,
 //!           queued u64, sent u64, dropped u64, dialect u8
@@ -48,8 +48,8 @@ pub(super) enum Question {
 pub(super) enum Said {
     Outcome(PushOutcome),
     NotHere,
-    /// The outcome comes later.
-    Waits,
+    /// It was sent, as this says; the outcome comes later.
+    Waits(PushOutcome),
 }
 
 const NOT_HERE: u8 = 101;
@@ -148,7 +148,7 @@ pub(super) fn read_question(bytes: &[u8]) -> Result<Question, Unreadable> {
                 let ack_timeout = (ack != 0).then(|| Duration::from_millis(ack.into()));
                 let uid = reader.uid()?;
                 let (uri, body) = (read_long(reader)?, read_long(reader)?);
-                pushes.push((id, ForwardedPush { uid, uri, body, ack_timeout, many }));
+                pushes.push((id, ForwardedPush { uid, uri, body, ack_timeout, many, deadline: None }));
             }
             Question::Pushes(pushes)
         }
@@ -177,22 +177,19 @@ fn versioned(bytes: &[u8]) -> Result<Reader<'_>, Unreadable> {
     if reader.u8()? == VERSION { Ok(reader) } else { Err(Unreadable) }
 }
 
-fn write_outcome(out: &mut Vec<u8>, outcome: &Said) {
-    match outcome {
-        Said::Outcome(outcome) => {
-            let code = STATUSES.iter().find(|(status, _)| *status == outcome.status).expect("every status has one");
-            out.u8(code.1);
-            out.u64(outcome.seq as u64);
-            out.u32(outcome.connections);
-            long(out, &outcome.reply);
+fn write_outcome(out: &mut Vec<u8>, said: &Said) {
+    let (code, seq, connections, reply) = match said {
+        Said::Outcome(PushOutcome { status, seq, connections, reply }) => {
+            let code = STATUSES.iter().find(|(known, _)| known == status).expect("every status has one");
+            (code.1, *seq, *connections, &**reply)
         }
-        other => {
-            out.u8(if *other == Said::NotHere { NOT_HERE } else { WAITS });
-            out.u64(0);
-            out.u32(0);
-            out.u32(0);
-        }
-    }
+        Said::NotHere => (NOT_HERE, 0, 0, ""),
+        Said::Waits(sent) => (WAITS, sent.seq, sent.connections, ""),
+    };
+    out.u8(code);
+    out.u64(seq as u64);
+    out.u32(connections);
+    long(out, reply);
 }
 
 fn read_outcome(reader: &mut Reader<'_>) -> Result<Said, Unreadable> {
@@ -200,7 +197,7 @@ fn read_outcome(reader: &mut Reader<'_>) -> Result<Said, Unreadable> {
     let reply = read_long(reader)?.to_string();
     Ok(match code {
         NOT_HERE => Said::NotHere,
-        WAITS => Said::Waits,
+        WAITS => Said::Waits(PushOutcome { status: PushStatus::Sent, seq, connections, reply }),
         code => {
             let known = STATUSES.iter().find(|(_, known)| *known == code);
             // One that came later: nobody here knows.
@@ -320,8 +317,14 @@ mod tests {
     #[test]
     fn what_is_asked_and_answered_comes_back_as_it_was() {
         let uid = Uid::new("ä").unwrap();
-        let push =
-            |ack_timeout| ForwardedPush { uid: uid.clone(), uri: "/x".into(), body: "{}".into(), ack_timeout, many: 3 };
+        let push = |ack_timeout| ForwardedPush {
+            uid: uid.clone(),
+            uri: "/x".into(),
+            body: "{}".into(),
+            ack_timeout,
+            many: 3,
+            deadline: None,
+        };
         let asked = [push(None), push(Some(Duration::from_millis(7)))];
         let Ok(Question::Pushes(read)) = read_question(&pushes((5..).zip(&asked))) else { panic!("pushes") };
         assert_eq!(
@@ -329,7 +332,8 @@ mod tests {
             [(5, None), (6, Some(Duration::from_millis(7)))]
         );
         let sent = PushOutcome { status: PushStatus::Acked, seq: 9, connections: 2, reply: "ok".into() };
-        let told = [Said::Outcome(sent.clone()), Said::NotHere, Said::Waits];
+        let waits = PushOutcome { status: PushStatus::Sent, seq: 7, connections: 3, reply: String::new() };
+        let told = [Said::Outcome(sent.clone()), Said::NotHere, Said::Waits(waits)];
         assert_eq!(read_outcomes(&outcomes(&told)), Ok(told.to_vec()));
         assert_eq!(read_later(&later(3, sent.clone())), Ok((3, sent)));
         assert_eq!(read_held(&held(&[true, false])), Ok(vec![true, false]));
@@ -342,7 +346,7 @@ mod tests {
     fn no_text_is_too_long_to_come_whole() {
         let (uid, text) = (Uid::new(&"a".repeat(UID_BYTES_MAX)).unwrap(), "/x".repeat(50_000));
         let (uri, body): (Arc<str>, Arc<str>) = (text.as_str().into(), text.as_str().into());
-        let push = ForwardedPush { uid: uid.clone(), uri, body, ack_timeout: None, many: 0 };
+        let push = ForwardedPush { uid: uid.clone(), uri, body, ack_timeout: None, many: 0, deadline: None };
         let bytes = pushes([(1, &push)].into_iter());
         let Ok(Question::Pushes(read)) = read_question(&bytes) else { panic!("pushes") };
         assert_eq!((&*read[0].1.uri, &*read[0].1.body), (&*text, &*text));
@@ -355,7 +359,14 @@ mod tests {
     #[test]
     fn what_is_cut_off_or_of_another_version_is_unreadable() {
         let uid = Uid::new("a").unwrap();
-        let push = ForwardedPush { uid: uid.clone(), uri: "/x".into(), body: "{}".into(), ack_timeout: None, many: 0 };
+        let push = ForwardedPush {
+            uid: uid.clone(),
+            uri: "/x".into(),
+            body: "{}".into(),
+            ack_timeout: None,
+            many: 0,
+            deadline: None,
+        };
         for whole in
             [pushes([(1, &push)].into_iter()), disconnect(&uid, "why"), broadcast("/x", "b"), sessions(1, None)]
         {

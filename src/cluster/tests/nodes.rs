@@ -13,7 +13,7 @@ fn pair() -> (LocalLog, (Cluster, Inbox), (Cluster, Inbox)) {
 }
 
 fn push(text: &str) -> ForwardedPush {
-    ForwardedPush { uid: uid(text), uri: "/x".into(), body: "".into(), ack_timeout: None, many: 0 }
+    ForwardedPush { uid: uid(text), uri: "/x".into(), body: "".into(), ack_timeout: None, many: 0, deadline: None }
 }
 
 fn card(connections: u32, capacity: u32, address: &str) -> Card {
@@ -113,7 +113,8 @@ async fn a_push_goes_to_the_node_that_holds_the_uid() {
     let node = b.incarnation();
     let answering = tokio::spawn(async move {
         let mut seen = Vec::new();
-        while let Some(Inbound::Push { push, answer }) = b_inbox.recv().await {
+        while let Some(Inbound::Push { push, departure, answer }) = b_inbox.recv().await {
+            assert!(departure.take(), "nobody has given it up");
             seen.push(push.uid.to_string());
             match push.uid.as_str() {
                 "here" => {
@@ -130,28 +131,73 @@ async fn a_push_goes_to_the_node_that_holds_the_uid() {
     });
     // Asked in the order of the calls, however they are awaited.
     let [here, gone, lost] = ["here", "gone", "lost"].map(|text| a.forward(node, push(text)));
-    assert_eq!(lost.await, Forwarded::Unknown);
-    assert_eq!(gone.await, Forwarded::NotHere);
-    assert_eq!(here.await, Forwarded::Outcome(PushOutcome::unsent(PushStatus::QueueFull)));
+    assert_eq!(told(lost).await, Forwarded::Unknown);
+    assert_eq!(told(gone).await, Forwarded::NotHere);
+    assert_eq!(told(here).await, Forwarded::Outcome(PushOutcome::unsent(PushStatus::QueueFull)));
     let (seen, inbox) = answering.await.unwrap();
     assert_eq!(seen, ["here", "gone", "lost"]);
 
-    let before = Instant::now();
-    let patient = ForwardedPush { ack_timeout: Some(Duration::from_secs(60)), ..push("slow") };
-    // A node says at once that a device's answer is waited for; one that says nothing isn't waited for.
-    assert_eq!(a.forward(node, patient).await, Forwarded::Unknown);
-    assert_eq!(Instant::now() - before, Duration::from_secs(2));
-
     drop(inbox);
-    assert_eq!(a.forward(node, push("x")).await, Forwarded::Unreachable);
-    assert_eq!(a.forward(Incarnation(1), push("x")).await, Forwarded::Unreachable);
+    assert_eq!(told(a.forward(node, push("x"))).await, Forwarded::Unreachable);
+    assert_eq!(told(a.forward(Incarnation(1), push("x"))).await, Forwarded::Unreachable);
+}
+
+/// What a node says at once, where nothing waits.
+async fn told(asked: impl Future<Output = AtOnce>) -> Forwarded {
+    match asked.await {
+        AtOnce::Told(forwarded) => forwarded,
+        waits => panic!("{waits:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_s_time_begins_with_the_call_and_what_has_not_left_by_its_end_is_not_sent() {
+    let (_log, (a, _a_inbox), (b, mut b_inbox)) = pair();
+    let before = Instant::now();
+    let timely = |seconds| ForwardedPush { deadline: Some(before + Duration::from_secs(seconds)), ..push("timely") };
+    // A node says at once that a device's answer is waited for; one that says nothing isn't waited for.
+    let patient = ForwardedPush { ack_timeout: Some(Duration::from_secs(60)), ..push("slow") };
+    let asked = [push("left"), patient, timely(1), timely(60)].map(|push| a.forward(b.incarnation(), push));
+    let Some(Inbound::Push { departure, answer: _unanswered, .. }) = b_inbox.recv().await else { panic!("a push") };
+    assert!(departure.take());
+    let [left, patient, hurried, timely] = asked;
+    assert_eq!(told(hurried).await, Forwarded::Unreachable);
+    assert_eq!(Instant::now() - before, Duration::from_secs(1));
+    assert_eq!(told(left).await, Forwarded::Unknown);
+    assert_eq!(Instant::now() - before, Duration::from_secs(2));
+    for waits in [patient, timely] {
+        assert_eq!(told(waits).await, Forwarded::Unreachable);
+        assert_eq!(Instant::now() - before, Duration::from_secs(2), "each has waited all the time");
+        let Some(Inbound::Push { departure, .. }) = b_inbox.recv().await else { panic!("a push") };
+        assert!(!departure.take(), "it was given up");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_becomes_of_a_push_that_was_sent_tells_its_number_and_who_took_it() {
+    let (_log, (a, _a_inbox), _b) = pair();
+    let sent = PushOutcome { status: PushStatus::Sent, seq: 7, connections: 2, reply: String::new() };
+    let (second, ack_timeout) = (Duration::from_secs(1), Duration::from_secs(60));
+    let ended = |status| PushOutcome { status, ..sent.clone() };
+    let waits = || {
+        let (later, outcome) = oneshot::channel();
+        (later, SentAndWaits { sent: sent.clone(), outcome })
+    };
+    let (later, lost) = waits();
+    drop(later);
+    assert_eq!(a.outcome_of(lost, ack_timeout, None).await, ended(PushStatus::ConnectionLost), "its node has ended");
+    let (_later, silent) = waits();
+    assert_eq!(a.outcome_of(silent, ack_timeout, None).await, ended(PushStatus::Unknown), "its node doesn't tell");
+    let (_later, hurried) = waits();
+    let deadline = Some(Instant::now() + second);
+    assert_eq!(a.outcome_of(hurried, ack_timeout, deadline).await, ended(PushStatus::AckTimeout));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_of_a_node_makes_it_unreachable() {
     let (_log, (a, _a_inbox), (b, mut b_inbox)) = pair();
     let waiting: Vec<_> = (0..bus::QUEUE_MAX).map(|_| a.forward(b.incarnation(), push("x"))).collect();
-    assert_eq!(a.forward(b.incarnation(), push("x")).await, Forwarded::Unreachable);
+    assert_eq!(told(a.forward(b.incarnation(), push("x"))).await, Forwarded::Unreachable);
     // What has to be closed has a queue of its own.
     b.come("y", 1);
     a.come("y", 1);
@@ -163,7 +209,7 @@ async fn a_full_queue_of_a_node_makes_it_unreachable() {
 async fn a_broadcast_sums_the_others_and_names_the_silent() {
     let (log, (a, _a_inbox), (_b, mut b_inbox)) = pair();
     let (_c, _silent) = Cluster::join(&log, name("c"), options());
-    let asked = a.broadcast(&"/x".into(), &"".into());
+    let asked = a.broadcast(&"/x".into(), &"".into(), None);
     let Some(Inbound::Broadcast { answer, .. }) = b_inbox.recv().await else { panic!("a broadcast") };
     answer.send(BroadcastTally { sent: 5, queue_full: 1 }).unwrap();
     let before = Instant::now();
@@ -174,11 +220,11 @@ async fn a_broadcast_sums_the_others_and_names_the_silent() {
 #[tokio::test(start_paused = true)]
 async fn disconnect_and_sessions_ask_the_others() {
     let (_log, (a, mut a_inbox), (b, mut b_inbox)) = pair();
-    let ended = a.disconnect(&[a.incarnation(), b.incarnation()], &uid("x"), "why");
+    let ended = a.disconnect(&[a.incarnation(), b.incarnation()], &uid("x"), "why", None);
     let Some(Inbound::Disconnect { answer, .. }) = b_inbox.recv().await else { panic!("a disconnect") };
     answer.send(2).unwrap();
     assert_eq!(ended.await, 2);
-    let mut pages = a.sessions(None);
+    let mut pages = a.sessions(None, None);
     let Some(Inbound::Sessions { uid: None, answer }) = b_inbox.recv().await else { panic!("sessions") };
     answer.try_send(Vec::<Session>::new()).unwrap();
     assert!(answer.try_send(Vec::new()).is_err(), "one page at a time");
@@ -186,10 +232,10 @@ async fn disconnect_and_sessions_ask_the_others() {
     assert_eq!(pages.next().await, Some(Vec::new()));
     assert_eq!(pages.next().await, None);
     // Of one uid: only who holds it is asked.
-    assert_eq!(a.sessions(Some(&uid("x"))).next().await, None);
+    assert_eq!(a.sessions(Some(&uid("x")), None).next().await, None);
     assert!(b_inbox.try_recv().is_none());
     b.come("x", 1);
-    let _pages = a.sessions(Some(&uid("x")));
+    let _pages = a.sessions(Some(&uid("x")), None);
     assert!(matches!(b_inbox.try_recv(), Some(Inbound::Sessions { uid: Some(_), .. })));
     assert!(a_inbox.try_recv().is_none());
 }

@@ -77,7 +77,7 @@ pub(crate) struct Holding {
 }
 
 /// What [`Cluster::presence_of`] tells of a uid that is online.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Presence<'a> {
     /// When it came online.
     pub(crate) since: Millis,
@@ -85,6 +85,16 @@ pub(crate) struct Presence<'a> {
     pub(crate) node: &'a NodeName,
     /// How many connections it has, on all nodes.
     pub(crate) connections: u32,
+    known: Known<'a>,
+}
+
+impl Presence<'_> {
+    /// How many of its connections are that node's.
+    pub(crate) fn held_by(&self, node: &NodeName) -> u32 {
+        let Known { state, entry, .. } = self.known;
+        let held = entry.connections().iter().filter(|held| state.node(held.node).name == *node);
+        u32::try_from(held.count()).unwrap_or(u32::MAX)
+    }
 }
 
 impl fmt::Debug for Cluster {
@@ -146,7 +156,7 @@ impl Cluster {
                 nodes.push(incarnation);
             }
         }
-        let Presence { since, node, connections } = presence_in(known);
+        let Presence { since, node, connections, .. } = presence_in(known);
         Some(Holding { since, node: node.clone(), connections, nodes })
     }
 
@@ -504,7 +514,7 @@ fn life_of(before: &Live, presence: &node::Presence) -> Incarnation {
 fn presence_in(known: Known<'_>) -> Presence<'_> {
     let Known { state, entry, .. } = known;
     let connections = u32::try_from(entry.connections().len()).unwrap_or(u32::MAX);
-    Presence { since: entry.since(), node: &state.node(entry.newest().node).name, connections }
+    Presence { since: entry.since(), node: &state.node(entry.newest().node).name, connections, known }
 }
 
 /// What is known of a live node.

@@ -98,3 +98,28 @@ async fn a_gateway_that_does_not_come_back_after_a_lost_log_is_waited_for() {
         assert_eq!(word(&watch.event().await), "+far");
     }
 }
+
+#[tokio::test]
+async fn what_a_gateway_holds_itself_counts_at_once_in_an_outage() {
+    let Some(mut nats) = Nats::one().await else { return };
+    let mut gateways = Gateways::three(&nats.urls()).await;
+    let mut watches = gateways.watch().await;
+    let _old = gateways.login(1, "moves").await;
+    watches.until("+moves").await;
+    let since = online(&mut gateways.backends[0], &["moves"]).await[0].since;
+
+    nats.kill(0);
+    let _moved = gateways.login(0, "moves").await;
+    let _new = gateways.login(0, "new").await;
+    for stands_still in [false, true] {
+        if stands_still {
+            gateways.stand_still().await;
+        }
+        for state in online(&mut gateways.backends[0], &["moves", "new"]).await {
+            assert_eq!((state.online, &*state.node, state.connections), (true, "node-1", 1), "{state:?}");
+            assert!(state.uid != "moves" || state.since == since, "it was online all along: {state:?}");
+        }
+        let elsewhere = online(&mut gateways.backends[2], &["moves", "new"]).await;
+        assert_eq!((&*elsewhere[0].node, elsewhere[1].online), ("node-2", false), "{elsewhere:?}");
+    }
+}

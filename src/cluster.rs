@@ -414,18 +414,20 @@ impl Cluster {
 
     /// Where a new device should connect by this transport: an address of the ready node with the lowest load (its connections, and those
     /// that this node has sent there in the last 5 s), at random where loads are within 2 %. `None`: no node takes
-    /// devices.
+    /// devices, or this one was never in step, or isn't let in, and so can't tell.
     #[must_use]
     pub(crate) fn choose_host(&self, transport: Transport) -> Option<(String, NodeName)> {
         let mut grants = self.0.grants();
+        // The log may not say so yet.
+        let is_draining = self.0.card().as_ref().is_some_and(|card| card.draining);
         let presence = self.0.presence();
-        if presence.standing == Standing::Joining {
-            // Nobody else is known.
-            drop(presence);
-            let own = self.0.card().clone().filter(|card| card.ready && !card.draining)?;
-            return Some((own.address(transport)?, self.name().clone()));
-        }
-        let (address, node) = grants.choose(presence.state.live(), transport, Instant::now())?;
+        let state = match &presence.past {
+            Some(past) => &past.state,
+            None if presence.is_open() => &presence.state,
+            None => return None,
+        };
+        let nodes = state.live().filter(|live| !is_draining || live.name != *self.name());
+        let (address, node) = grants.choose(nodes, transport, Instant::now())?;
         Some((address, node.name.clone()))
     }
 

@@ -2,15 +2,17 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use plex::proto::{GetInfoRequest, PushStatus};
+use plex::proto::{GetHostRequest, GetInfoRequest, PushStatus};
+use tonic::Code;
 
 use crate::common::{
-    Backend, eventually,
-    gateways::{Gateways, STREAM},
+    Backend, TestServer, eventually,
+    gateways::{Gateways, STREAM, over},
+    http,
     link::Link,
     nats::Nats,
     online, push,
-    watch::{word, words},
+    watch::{Watch, everyone, word, words},
 };
 
 async fn delete_log(urls: &[String]) {
@@ -121,5 +123,29 @@ async fn what_a_gateway_holds_itself_counts_at_once_in_an_outage() {
         }
         let elsewhere = online(&mut gateways.backends[2], &["moves", "new"]).await;
         assert_eq!((&*elsewhere[0].node, elsewhere[1].online), ("node-2", false), "{elsewhere:?}");
+        let host = gateways.backends[0].get_host(GetHostRequest::default()).await;
+        assert!(host.is_ok(), "an outage isn't told by it: {host:?}");
     }
+}
+
+#[tokio::test]
+async fn a_gateway_sends_no_device_anywhere_before_it_was_in_step() {
+    let Some(mut nats) = Nats::one().await else { return };
+    let urls = nats.urls();
+    nats.kill(0);
+    let node = TestServer::with(|config| over(config, &urls, 1)).await;
+    let mut backend = node.backend().await;
+    let _alice = node.login("alice").await;
+    let none = backend.get_host(GetHostRequest::default()).await.unwrap_err();
+    assert_eq!(none.code(), Code::Unavailable, "{none:?}");
+    assert_eq!(http(node.addresses.http, "GET", "/plex/v1/host").await.0, 503);
+
+    nats.restart(0).await;
+    Watch::live(&mut backend, everyone()).await;
+    eventually("it takes devices", || {
+        let mut backend = backend.clone();
+        async move { backend.get_host(GetHostRequest::default()).await.ok() }
+    })
+    .await;
+    assert_eq!(http(node.addresses.http, "GET", "/plex/v1/host").await.0, 200);
 }

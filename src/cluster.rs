@@ -31,7 +31,7 @@ use std::{
 };
 
 use futures_util::{
-    StreamExt,
+    FutureExt, StreamExt,
     future::{BoxFuture, join_all},
     stream::{self, BoxStream, FuturesUnordered},
 };
@@ -42,10 +42,9 @@ use tokio::{
 
 use crate::model::{ConnectionNumber, EndReason, Millis, NodeName, PushOutcome, PushStatus, Transport, Uid};
 
-use directory::Entry;
 pub(crate) use engine::Standing;
-use fold::{Live, State};
-use node::Node;
+use fold::Live;
+use node::{Known, Node};
 
 use bus::sooner;
 pub(crate) use bus::{
@@ -81,7 +80,7 @@ pub(crate) struct Holding {
 }
 
 /// What [`Cluster::presence_of`] tells of a uid that is online.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Presence<'a> {
     /// When it came online.
     pub(crate) since: Millis,
@@ -89,6 +88,16 @@ pub(crate) struct Presence<'a> {
     pub(crate) node: &'a NodeName,
     /// How many connections it has, on all nodes.
     pub(crate) connections: u32,
+    known: Known<'a>,
+}
+
+impl Presence<'_> {
+    /// How many of its connections are that node's.
+    pub(crate) fn held_by(&self, node: &NodeName) -> u32 {
+        let Known { state, entry, .. } = self.known;
+        let held = entry.connections().iter().filter(|held| state.node(held.node).name == *node);
+        u32::try_from(held.count()).unwrap_or(u32::MAX)
+    }
 }
 
 impl fmt::Debug for Cluster {
@@ -132,24 +141,29 @@ impl Cluster {
         self.0.engine().now()
     }
 
-    /// What `uid` holds; `None` where it is offline.
+    /// What `uid` holds; `None` where it is offline. After a loss of the state, as long as the node isn't in step again,
+    /// what it held before where nothing is known of it yet; then without this node, which knows that itself.
     #[must_use]
     pub(crate) fn lookup(&self, uid: &str) -> Option<Holding> {
         let presence = self.0.presence();
-        let state = &presence.state;
-        let entry = state.directory.get(uid)?;
+        let known = presence.find(uid)?;
         let mut nodes = Vec::with_capacity(1);
-        for connection in entry.connections().iter().rev() {
-            let incarnation = state.node(connection.node).incarnation;
+        for connection in known.entry.connections().iter().rev() {
+            let live = known.state.node(connection.node);
+            let incarnation = match known.is_past {
+                true if live.name == *self.name() => continue,
+                true => life_of(live, &presence),
+                false => live.incarnation,
+            };
             if !nodes.contains(&incarnation) {
                 nodes.push(incarnation);
             }
         }
-        let Presence { since, node, connections } = presence_in(state, entry);
+        let Presence { since, node, connections, .. } = presence_in(known);
         Some(Holding { since, node: node.clone(), connections, nodes })
     }
 
-    /// Tells `each`, in order, what every one of `uids` holds. Many are looked up under one lock: `each` may not call
+    /// Tells `each`, in order, what every one of `uids` holds, as [`Cluster::lookup`]. Many are looked up under one lock: `each` may not call
     /// the cluster.
     pub(crate) fn presence_of<'a>(
         &self,
@@ -159,9 +173,8 @@ impl Cluster {
         let mut uids = uids.into_iter().peekable();
         while uids.peek().is_some() {
             let presence = self.0.presence();
-            let state = &presence.state;
             for uid in uids.by_ref().take(LOOK_UP_CHUNK) {
-                each(state.directory.get(uid).map(|entry| presence_in(state, entry)));
+                each(presence.find(uid).map(presence_in));
             }
         }
     }
@@ -176,16 +189,21 @@ impl Cluster {
         Some(connections.find(|connection| connection.node == own && connection.number == number)?.epoch)
     }
 
-    /// How many uids are online.
+    /// How many uids are online. After a loss of the state, until the node is in step again: how many were, or are known
+    /// anew where these are more.
     #[must_use]
     pub(crate) fn uids(&self) -> u64 {
-        self.0.presence().state.directory.uids()
+        let presence = self.0.presence();
+        let before = presence.past.as_ref().map_or(0, |past| past.state.directory.uids());
+        presence.state.directory.uids().max(before)
     }
 
-    /// Since when the log is kept; `None` as long as none is known.
+    /// Since when the log is kept whose state is told; `None` as long as none is known.
     #[must_use]
     pub(crate) fn known_since(&self) -> Option<Millis> {
-        Some(self.0.presence().log?.born)
+        let presence = self.0.presence();
+        let log = presence.past.as_ref().map_or(presence.log, |past| past.log);
+        Some(log?.born)
     }
 
     /// Whether it has been in step with the log.
@@ -291,7 +309,17 @@ impl Cluster {
     /// Resolves once all that was written before this call, by whomever, is folded here; false: that can't be told.
     /// `None`: it is folded already.
     pub(crate) fn barrier(&self) -> Option<BoxFuture<'static, bool>> {
-        self.0.engine().barrier()
+        let barrier = self.0.engine().barrier()?;
+        // What is folded isn't all yet: others have still to claim what they hold.
+        let is_known = self.standing() != Standing::Joining;
+        Some(if is_known { barrier } else { std::future::ready(false).boxed() })
+    }
+
+    /// Whether it is known which other nodes there are, or were when the state was lost.
+    #[must_use]
+    pub(crate) fn knows_others(&self) -> bool {
+        let presence = self.0.presence();
+        presence.is_open() || presence.past.is_some()
     }
 
     /// Whether others may have written what isn't folded here yet.
@@ -415,18 +443,20 @@ impl Cluster {
 
     /// Where a new device should connect by this transport: an address of the ready node with the lowest load (its connections, and those
     /// that this node has sent there in the last 5 s), at random where loads are within 2 %. `None`: no node takes
-    /// devices.
+    /// devices, or this one was never in step, or isn't let in, and so can't tell.
     #[must_use]
     pub(crate) fn choose_host(&self, transport: Transport) -> Option<(String, NodeName)> {
         let mut grants = self.0.grants();
+        // The log may not say so yet.
+        let is_draining = self.0.card().as_ref().is_some_and(|card| card.draining);
         let presence = self.0.presence();
-        if presence.standing == Standing::Joining {
-            // Nobody else is known.
-            drop(presence);
-            let own = self.0.card().clone().filter(|card| card.ready && !card.draining)?;
-            return Some((own.address(transport)?, self.name().clone()));
-        }
-        let (address, node) = grants.choose(presence.state.live(), transport, Instant::now())?;
+        let state = match &presence.past {
+            Some(past) => &past.state,
+            None if presence.is_open() => &presence.state,
+            None => return None,
+        };
+        let nodes = state.live().filter(|live| !is_draining || live.name != *self.name());
+        let (address, node) = grants.choose(nodes, transport, Instant::now())?;
         Some((address, node.name.clone()))
     }
 
@@ -475,11 +505,20 @@ impl Cluster {
         }
     }
 
+    /// The other nodes that are live, or were when the state was lost.
     fn others(&self) -> Vec<(Incarnation, NodeName)> {
-        let own = self.incarnation();
         let presence = self.0.presence();
-        let others = presence.state.live().filter(|live| live.incarnation != own);
-        others.map(|live| (live.incarnation, live.name.clone())).collect()
+        let past = presence.past.iter().flat_map(|past| past.state.live());
+        let mut others: Vec<_> = past
+            .filter(|live| live.name != *self.name())
+            .map(|live| (life_of(live, &presence), live.name.clone()))
+            .collect();
+        for live in presence.state.live().filter(|live| live.name != *self.name()) {
+            if !others.iter().any(|(_, name)| *name == live.name) {
+                others.push((live.incarnation, live.name.clone()));
+            }
+        }
+        others
     }
 
     /// Puts a question now, and gives the answer, if one comes in time.
@@ -497,9 +536,17 @@ impl Cluster {
     }
 }
 
-fn presence_in<'a>(state: &'a State, entry: &Entry) -> Presence<'a> {
+/// By which of its lives a node is asked that was live when the state was lost: by its new one once that has told, as
+/// then it listens; until then by the one before, which it answers for as well.
+fn life_of(before: &Live, presence: &node::Presence) -> Incarnation {
+    let anew = presence.state.live().find(|live| live.name == before.name && live.card.is_some());
+    anew.unwrap_or(before).incarnation
+}
+
+fn presence_in(known: Known<'_>) -> Presence<'_> {
+    let Known { state, entry, .. } = known;
     let connections = u32::try_from(entry.connections().len()).unwrap_or(u32::MAX);
-    Presence { since: entry.since(), node: &state.node(entry.newest().node).name, connections }
+    Presence { since: entry.since(), node: &state.node(entry.newest().node).name, connections, known }
 }
 
 /// What is known of a live node.

@@ -153,6 +153,11 @@ impl Hub {
         Some((accepted.iter().min().copied()?, u32::try_from(accepted.len()).unwrap_or(u32::MAX)))
     }
 
+    /// The most connections that a uid may have.
+    pub(crate) fn connections_per_uid(&self) -> u32 {
+        u32::try_from(self.0.settings.connections_per_uid).unwrap_or(u32::MAX)
+    }
+
     /// How many authenticated connections this node holds.
     pub(crate) fn connections(&self) -> usize {
         self.0.connections.load(Relaxed)

@@ -5,6 +5,8 @@
 #[path = "cluster_engine/anew.rs"]
 mod anew;
 mod common;
+#[path = "cluster_engine/kept.rs"]
+mod kept;
 #[path = "cluster_engine/log.rs"]
 mod log;
 #[path = "cluster_engine/places.rs"]

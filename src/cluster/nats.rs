@@ -260,6 +260,7 @@ pub(crate) async fn join(
         reader: None,
         generation: 0,
         answering: None,
+        answering_before: None,
         on_sequence: settings.on_sequence,
         payload_needed: questions::bytes_max(settings.max_frame).max(answering::BYTES_MAX),
         refusals: Refusals::new(node.clone()),
@@ -300,6 +301,8 @@ struct Driver {
     /// Which reading is the latest: what others read is void.
     generation: u64,
     answering: Option<Answering>,
+    /// Of the life before: others may ask that until they have read of the new one.
+    answering_before: Option<Answering>,
     on_sequence: Box<dyn Fn(u64) + Send>,
     /// The longest message that a server has to take.
     payload_needed: usize,
@@ -446,7 +449,8 @@ impl Driver {
                     tracing::info!(incarnation = incarnation.0, "joined the cluster");
                     self.refusals.joined();
                     let Self { client, subjects, node, requests, .. } = self;
-                    self.answering = Some(Answering::begin(client, subjects, node, incarnation, requests));
+                    let answering = Answering::begin(client, subjects, node, incarnation, requests);
+                    self.answering_before = self.answering.replace(answering).map(Answering::without_state);
                 }
                 Command::Ended(ended) => self.bus.ended(&ended),
                 Command::Refused { why, waits: true } => {

@@ -21,6 +21,7 @@ use crate::model::{ConnectionNumber, Millis, NodeName, Uid};
 use super::{
     bus::Inbox,
     changes::{Ring, Watchers},
+    directory::Entry,
     engine::{Engine, Standing},
     fold::{Effects, Folding, Incarnation, Message, State, end_of},
     hosts::{Card, Grants},
@@ -92,6 +93,8 @@ pub(crate) struct Node {
 /// What changes with the log, all of it at once.
 pub(crate) struct Presence {
     pub(crate) state: State,
+    /// While the node isn't in step again: what it knew before.
+    pub(crate) past: Option<Past>,
     pub(crate) ring: Ring,
     pub(crate) watchers: Watchers,
     pub(crate) standing: Standing,
@@ -105,7 +108,31 @@ pub(crate) struct Presence {
     wakers: Vec<Waker>,
 }
 
+/// What was known before the state was lost. It answers for whom the new one doesn't know yet.
+pub(crate) struct Past {
+    pub(crate) state: State,
+    pub(crate) log: Option<LogIdentity>,
+}
+
+/// What is known of a uid.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) entry: &'a Entry,
+    /// It is what was before the state was lost.
+    pub(crate) is_past: bool,
+}
+
 impl Presence {
+    /// What is known of `uid`; `None`: it is offline.
+    pub(crate) fn find(&self, uid: &str) -> Option<Known<'_>> {
+        if let Some(entry) = self.state.directory.get(uid) {
+            return Some(Known { state: &self.state, entry, is_past: false });
+        }
+        let state = &self.past.as_ref()?.state;
+        Some(Known { state, entry: state.directory.get(uid)?, is_past: true })
+    }
+
     /// Whether watchers may be told what is here.
     pub(crate) fn is_open(&self) -> bool {
         self.standing != Standing::Joining
@@ -150,6 +177,7 @@ impl Node {
             settled_at: Instant::now() + options.settle,
             presence: Mutex::new(Presence {
                 state: State::new(options.connections_per_uid),
+                past: None,
                 ring: Ring::new(options.history, 0),
                 watchers: Watchers::default(),
                 standing: Standing::Joining,
@@ -188,7 +216,7 @@ impl Node {
         // Dropped without the lock, as they may be large.
         let (mut spent, mut void) = (Vec::new(), None);
         let mut guard = self.presence();
-        let Presence { state, ring, watchers, closes, wakers, folded, .. } = &mut *guard;
+        let Presence { state, past, ring, watchers, standing, log, closes, wakers, folded } = &mut *guard;
         let was_midway = state.is_midway();
         if !folding.step(state, looks, effects, |uid| watchers.gather_of(uid)) {
             watchers.gather();
@@ -201,6 +229,9 @@ impl Node {
         *folded = (sequence, at);
         if effects.reset || state.is_partial() {
             spent = mem::take(&mut effects.changes);
+            if *standing != Standing::Joining {
+                *past = effects.void.take().map(|state| Past { state, log: *log });
+            }
             void = Some((effects.void.take(), ring.void(end_of(sequence))));
             watchers.note_all(wakers);
         }
@@ -258,24 +289,35 @@ impl Node {
 
     /// Changes what is known otherwise than by a message; all watchers look again.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Presence)) {
+        // Dropped without the lock: it may be large.
+        let mut past = None;
         let mut guard = self.presence();
         change(&mut guard);
+        if guard.is_open() {
+            past = guard.past.take();
+        }
         if guard.standing == Standing::InStep {
             self.was_in_step.store(true, Ordering::Relaxed);
         }
         let Presence { watchers, wakers, .. } = &mut *guard;
         watchers.wake_all(wakers);
         self.wake(guard);
+        drop(past);
     }
 
     /// Takes another state, or none, for the one that was: nobody can follow from that to this. Watchers are told
-    /// nothing until the node is in step.
+    /// nothing until the node is in step, and what they were told until now is what is answered.
     pub(crate) fn restart(&self, state: State, log: Option<LogIdentity>, folded: (u64, Millis)) {
         // Dropped without the lock: it may be large.
         let mut void = None;
         self.change(|presence| {
-            let before = mem::replace(&mut presence.state, state);
-            presence.log = log;
+            let mut before = Some(Past {
+                state: mem::replace(&mut presence.state, state),
+                log: mem::replace(&mut presence.log, log),
+            });
+            if presence.is_open() {
+                presence.past = before.take();
+            }
             presence.folded = folded;
             presence.standing = Standing::Joining;
             void = Some((before, presence.ring.void(end_of(folded.0))));
@@ -283,6 +325,13 @@ impl Node {
             watchers.note_all(wakers);
         });
         drop(void);
+    }
+
+    /// What was known before isn't answered any more.
+    pub(crate) fn forget_past(&self) {
+        // Dropped without the lock.
+        let past = self.presence().past.take();
+        drop(past);
     }
 
     /// Woken without the lock, which is the first thing they take.

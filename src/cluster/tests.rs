@@ -19,7 +19,7 @@ use std::{
 
 use futures_util::FutureExt;
 
-use super::*;
+use super::{fold::State, *};
 use crate::model::PresenceEvent;
 
 /// A clock that tests move, in milliseconds.

@@ -13,7 +13,7 @@ use super::{
     convert, over,
 };
 use crate::{
-    cluster::{Standing, Update, Watcher},
+    cluster::{Update, Watcher},
     model::Uid,
     proto::{IsOnlineRequest, IsOnlineResponse, OnlineState, OnlineStatusRequest, OnlineStatusResponse},
     telemetry::StreamOpen,
@@ -25,8 +25,13 @@ impl Control {
         let cluster = self.0.hub.cluster();
         let mut states = Vec::with_capacity(request.uids.len());
         let mut uids = request.uids.iter();
+        // How many connections of this node the log knows of each, where it may not know them yet.
+        let mut known_here = Vec::new();
         cluster.presence_of(request.uids.iter().map(String::as_str), |presence| {
             let uid = uids.next().expect("one answer for each uid").clone();
+            if cluster.reads_late() {
+                known_here.push(presence.map_or(0, |presence| presence.held_by(cluster.name())));
+            }
             states.push(match presence {
                 None => OnlineState { uid, ..Default::default() },
                 Some(presence) => OnlineState {
@@ -38,16 +43,16 @@ impl Control {
                 },
             });
         });
-        if cluster.standing() != Standing::InStep {
-            // What is known is what was: beside it counts what this node holds.
-            for state in states.iter_mut().filter(|state| !state.online) {
-                if let Some((since, connections)) = self.0.hub.held_here(&state.uid) {
-                    state.online = true;
-                    state.since = Some(convert::timestamp(since));
-                    state.node = cluster.name().as_str().to_owned();
-                    state.connections = connections;
-                }
+        // What this node holds counts at once.
+        for (state, known) in states.iter_mut().zip(known_here) {
+            let held = self.0.hub.held_here(&state.uid).filter(|(_, connections)| *connections > known);
+            let Some((since, connections)) = held else { continue };
+            if !state.online {
+                state.online = true;
+                state.since = Some(convert::timestamp(since));
             }
+            state.node = cluster.name().as_str().to_owned();
+            state.connections = (state.connections - known + connections).min(self.0.hub.connections_per_uid());
         }
         Ok(IsOnlineResponse { states, known_since: cluster.known_since().map(convert::timestamp) })
     }

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{Hub, Pushed};
 use crate::{
-    cluster::{Departure, ForwardedPush, Incarnation, Standing},
+    cluster::{Departure, ForwardedPush, Incarnation},
     model::{PushOutcome, PushStatus, Uid},
 };
 
@@ -82,7 +82,7 @@ impl Hub {
         ack_deadline: Option<Instant>,
     ) -> BoxFuture<'static, PushOutcome> {
         let unresolved = &self.0.unresolved;
-        if unresolved.count.fetch_add(1, Relaxed) >= WAITING_MAX || self.0.cluster.standing() == Standing::Joining {
+        if unresolved.count.fetch_add(1, Relaxed) >= WAITING_MAX || !self.0.cluster.knows_others() {
             unresolved.count.fetch_sub(1, Relaxed);
             return async { PushOutcome::unsent(PushStatus::Unreachable) }.boxed();
         }

@@ -17,6 +17,9 @@ use crate::{
     model::{Millis, NodeName},
 };
 
+/// For how many of its own heartbeats a node waits, after a loss of the state, until those who were live have claimed
+/// what they hold: 10 s by default.
+const AWAITED_BEATS: u32 = 20;
 /// How often a node that isn't let in tries again.
 const REFUSED_RETRY: Micros = 5_000 * MILLISECOND;
 
@@ -221,6 +224,8 @@ impl Member {
             format!("device.connections_per_uid: the nodes that are there have {theirs}, this one has {own}")
         };
         drop(presence);
+        // It won't learn what has become of that.
+        self.node.forget_past();
         self.refused_until = Some(now + if waits { RESEND } else { REFUSED_RETRY });
         if !std::mem::replace(&mut self.told_refusal, true) {
             out.push(Command::Refused { why, waits });
@@ -228,12 +233,18 @@ impl Member {
     }
 
     pub(super) fn await_those_who_were_live(&mut self) {
-        if matches!(self.life, Life::Out) {
+        let presence = self.node.presence();
+        if self.life == Life::Out && !presence.is_open() {
             return;
         }
-        let presence = self.node.presence();
         let others = presence.state.live().map(|live| live.name.clone()).filter(|name| name != self.node.name());
-        self.awaited = Some((others.collect(), 0));
+        let mut others: Vec<_> = others.collect();
+        // Those who haven't come since the loss before.
+        let awaited = self.awaited.take().map(|(names, _)| names).unwrap_or_default();
+        others.extend(awaited);
+        others.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        others.dedup();
+        self.awaited = Some((others, 0));
     }
 
     /// In step: it is in the log with all that it holds; after a loss also those that were there before, if they come.
@@ -250,7 +261,7 @@ impl Member {
             return;
         }
         if let Some((names, beats)) = &self.awaited
-            && *beats < self.settings.dead_after
+            && *beats < AWAITED_BEATS
         {
             let presence = self.node.presence();
             let is_back = |name: &NodeName| {

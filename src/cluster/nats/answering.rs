@@ -87,6 +87,12 @@ impl Answering {
             tokio::spawn(desk.tell_state(own, None)).abort_handle(),
         ])
     }
+
+    /// Only what is asked of the node itself is answered from now on.
+    pub(super) fn without_state(mut self) -> Self {
+        self.0.drain(1..).for_each(|told| told.abort());
+        self
+    }
 }
 
 impl Desk {

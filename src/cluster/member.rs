@@ -72,8 +72,8 @@ pub(crate) struct Bounds {
 pub(crate) enum Command {
     /// Write to the log, at most once.
     Append(Vec<u8>),
-    /// Ask for the log's bounds. The answer comes with `known`, the last place that was known when it was asked for.
-    Bounds { known: u64 },
+    /// Ask for the log's bounds. The answer comes with the number of the question.
+    Bounds { ask: u64 },
     /// Make the log, to begin with this sequence.
     Create { first: u64 },
     /// Delete the log, if it is still that one.
@@ -145,6 +145,8 @@ pub(crate) struct Member {
     attempt: u32,
     /// The log that is followed, and its last message that is folded; `None`: no state.
     followed: Option<(LogIdentity, u64, Millis)>,
+    /// How often the log's bounds were asked for, and the last place of it that was known the last time.
+    asked: (u64, u64),
     /// That message has to come again, and be the same.
     checks: bool,
     loading: Option<Loading>,
@@ -187,6 +189,7 @@ impl Member {
             life: Life::Out,
             attempt: 0,
             followed: None,
+            asked: (0, 0),
             checks: false,
             loading: None,
             ask_at: 0,

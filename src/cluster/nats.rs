@@ -386,9 +386,9 @@ impl Driver {
     fn take(&mut self, answer: Answer, out: &mut Vec<Command>) {
         let now = self.now();
         match answer {
-            Answer::Bounds(known, bounds) => {
+            Answer::Bounds(ask, bounds) => {
                 let bounds = self.note_failed(bounds);
-                self.member.bounds(now, known, bounds.map_err(|_| ()), out);
+                self.member.bounds(now, ask, bounds.map_err(|_| ()), out);
             }
             Answer::Changed(done) => {
                 if self.note_failed(done).is_ok() {
@@ -429,8 +429,8 @@ impl Driver {
                 Command::Append(bytes) => {
                     _ = self.client.publish(self.subjects.log.clone(), bytes.into()).now_or_never()
                 }
-                Command::Bounds { known } => {
-                    self.spawn(move |api| async move { Answer::Bounds(known, api.bounds().await) });
+                Command::Bounds { ask } => {
+                    self.spawn(move |api| async move { Answer::Bounds(ask, api.bounds().await) });
                 }
                 Command::Create { first } => {
                     tracing::info!(first, "making the presence log");

@@ -18,7 +18,8 @@ impl Member {
     pub(super) fn ask(&mut self, now: Micros, out: &mut Vec<Command>) {
         // Twice what an answer may take.
         self.step = Step::Asking { until: now + 2 * RETRY };
-        out.push(Command::Bounds { known: self.known_last() });
+        self.asked = (self.asked.0 + 1, self.known_last());
+        out.push(Command::Bounds { ask: self.asked.0 });
     }
 
     pub(super) fn retry(&mut self, now: Micros) {
@@ -31,15 +32,11 @@ impl Member {
         folded.max(self.loading.as_ref().map_or(0, Loading::last))
     }
 
-    /// The log's bounds: `Ok(None)` where there is none, an error where that can't be told. `known` as it was asked with.
-    pub(crate) fn bounds(
-        &mut self,
-        now: Micros,
-        known: u64,
-        answer: Result<Option<Bounds>, ()>,
-        out: &mut Vec<Command>,
-    ) {
-        if !matches!(self.step, Step::Asking { .. }) {
+    /// The log's bounds: `Ok(None)` where there is none, an error where that can't be told. `ask` as it was asked with.
+    pub(crate) fn bounds(&mut self, now: Micros, ask: u64, answer: Result<Option<Bounds>, ()>, out: &mut Vec<Command>) {
+        let (asked, known) = self.asked;
+        // Of a node that stood still answers may come very late: they may tell of a log that has gone since.
+        if ask != asked || !matches!(self.step, Step::Asking { until } if now < until) {
             return;
         }
         let bounds = match answer {

@@ -44,14 +44,20 @@ impl Alone {
         alone
     }
 
-    /// The log's bounds, as they were when `last` was the last message.
-    fn answer(&mut self, last: u64) {
-        let known = self.out.drain(..).rev().find_map(|command| match command {
-            Command::Bounds { known } => Some(known),
+    /// The number of its last question for the log's bounds.
+    fn asked(&mut self) -> u64 {
+        let asked = self.out.drain(..).rev().find_map(|command| match command {
+            Command::Bounds { ask } => Some(ask),
             _ => None,
         });
+        asked.expect("it has asked")
+    }
+
+    /// The log's bounds, as they were when `last` was the last message.
+    fn answer(&mut self, last: u64) {
+        let asked = self.asked();
         let bounds = Bounds { log: LOG, made_from: 1, first: 1, last };
-        self.member.bounds(self.now, known.expect("it has asked"), Ok(Some(bounds)), &mut self.out);
+        self.member.bounds(self.now, asked, Ok(Some(bounds)), &mut self.out);
     }
 
     /// Reads the next message of the log.
@@ -82,6 +88,27 @@ fn a_log_is_not_deleted_for_an_answer_that_is_a_moment_old() {
     // While the answer is on its way a word of another comes.
     alone.read(&wire::encode(&Message::Hello { nonce: 2 }));
     alone.answer(asked);
+    assert_eq!(alone.out, [Command::Read { from: alone.last }]);
+}
+
+#[test]
+fn an_answer_counts_only_for_the_last_question_and_in_time() {
+    let mut alone = Alone::new();
+    alone.out.clear();
+    alone.member.reading_ended(alone.now, &mut alone.out);
+    let earlier = alone.asked();
+    // The log that was there when it was asked for has gone since.
+    let gone = LogIdentity { id: 6, ..LOG };
+    let bounds = Bounds { log: gone, made_from: 1, first: 1, last: alone.last };
+    alone.now += 800_000;
+    alone.member.bounds(alone.now, earlier, Ok(Some(bounds)), &mut alone.out);
+    assert_eq!(alone.out, [], "too late");
+    alone.member.tick(alone.now, &mut alone.out);
+    let asked = alone.asked();
+    alone.member.bounds(alone.now, earlier, Ok(Some(bounds)), &mut alone.out);
+    assert_eq!(alone.out, [], "it was asked again");
+    let bounds = Bounds { log: LOG, ..bounds };
+    alone.member.bounds(alone.now, asked, Ok(Some(bounds)), &mut alone.out);
     assert_eq!(alone.out, [Command::Read { from: alone.last }]);
 }
 

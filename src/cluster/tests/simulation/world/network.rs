@@ -111,10 +111,10 @@ impl World {
             }
         }
         let answer = match command {
-            Command::Bounds { known } if reaches => {
-                Happens::Bounds(*known, Ok(self.engine.stream.as_ref().map(super::engine::Stream::bounds)))
+            Command::Bounds { ask } if reaches => {
+                Happens::Bounds(*ask, Ok(self.engine.stream.as_ref().map(super::engine::Stream::bounds)))
             }
-            Command::Bounds { known } => Happens::Bounds(*known, Err(())),
+            Command::Bounds { ask } => Happens::Bounds(*ask, Err(())),
             _ => Happens::Changed,
         };
         // In some runs, some come a moment late: what was written meanwhile may be read before them.
@@ -161,7 +161,7 @@ impl World {
         let own = (now - process.begun) * 1_000;
         let mut out = Vec::new();
         match happens {
-            Happens::Bounds(known, answer) => process.member.bounds(own, known, answer, &mut out),
+            Happens::Bounds(ask, answer) => process.member.bounds(own, ask, answer, &mut out),
             Happens::Changed => process.member.changed(own, &mut out),
             Happens::Read { generation, sequence, at, bytes } => {
                 if process.reader.as_ref().is_some_and(|reader| reader.generation == generation) {

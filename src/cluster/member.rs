@@ -375,22 +375,10 @@ impl Member {
             Step::Away => now + beat,
             Step::Asking { until: at } | Step::Retrying { at } => at,
             Step::Listening { .. } => self.hello.next_at.max(now + 10 * MILLISECOND).min(now + beat),
+            Step::Following if self.loading.is_some() => now + beat,
             Step::Following => match self.life {
                 Life::Out => now + 50 * MILLISECOND,
-                Life::In(_) => {
-                    let mut at = now + beat;
-                    if !self.unread.iter().any(|unread| unread.beat) {
-                        at = at.min(self.last_beat + beat);
-                    }
-                    if let Some(oldest) = self.unread.front() {
-                        at = at.min(oldest.sent.max(self.resent) + RESEND);
-                    }
-                    let room = self.unread.len() < self.settings.window;
-                    if room && (self.outgoing.len() > 0 || self.outgoing.has_barriers()) {
-                        at = at.min(self.last_append.map_or(now, |last| last + micros(self.settings.gather)));
-                    }
-                    at
-                }
+                Life::In(_) => self.writes_at(now),
             },
         }
     }

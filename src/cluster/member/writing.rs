@@ -38,13 +38,8 @@ impl Member {
             // Without the rule: by the clock.
             self.count_silence();
         }
-        while self.unread.len() < self.settings.window && !self.last_word_sent {
-            // The first, which is empty, tells the log's clock: what is said after it needs that.
-            let asks_time = self.next_number == 0 || !self.clock.is_known();
-            if (asks_time || self.next_number == 1) && !self.unread.is_empty() {
-                return;
-            }
-            if asks_time {
+        while self.may_write() {
+            if self.asks_time() {
                 self.write_batch(now, incarnation, true, Vec::new(), out);
                 continue;
             }
@@ -61,6 +56,35 @@ impl Member {
             let records = self.records(incarnation, beat, leaving);
             self.write_batch(now, incarnation, beat, records, out);
         }
+    }
+
+    /// The first, which is empty, tells the log's clock: what is said after it needs that.
+    fn asks_time(&self) -> bool {
+        self.next_number == 0 || !self.clock.is_known()
+    }
+
+    fn may_write(&self) -> bool {
+        let alone = self.asks_time() || self.next_number == 1;
+        let room = if alone { 1 } else { self.settings.window };
+        self.unread.len() < room && !self.last_word_sent
+    }
+
+    /// When [`Member::write`] has something to do next, if nothing is read.
+    pub(super) fn writes_at(&self, now: Micros) -> Micros {
+        let beat = micros(self.settings.heartbeat);
+        let mut at = now + beat;
+        if let Some(oldest) = self.unread.front() {
+            at = at.min(oldest.sent.max(self.resent) + RESEND);
+        }
+        if self.may_write() {
+            if !self.unread.iter().any(|unread| unread.beat) {
+                at = at.min(self.last_beat + beat);
+            }
+            if self.outgoing.len() > 0 || self.outgoing.has_barriers() || !self.dead.is_empty() {
+                at = at.min(self.last_append.map_or(now, |last| last + micros(self.settings.gather)));
+            }
+        }
+        at
     }
 
     /// What the next batch says.

@@ -5,6 +5,7 @@ use crate::cluster::{
     fold::Message,
     member::{Bounds, Command, Member, Settings},
     node::{LogIdentity, Node},
+    outgoing::Outgoing,
     rules::Rules,
     wire,
 };
@@ -14,6 +15,7 @@ const LOG: LogIdentity = LogIdentity { id: 7, born: Millis(Clock::START) };
 /// A member in step with a log that nobody else writes.
 struct Alone {
     member: Member,
+    outgoing: Arc<Outgoing>,
     /// The last message of the log, which the member has read.
     last: u64,
     now: u64,
@@ -33,8 +35,9 @@ impl Alone {
             first_floor: 1,
             rules: Rules::ALL,
         };
-        let member = Member::new(Arc::new(node), Arc::default(), Millis(Clock::START), 1, settings);
-        let mut alone = Self { member, last: 0, now: 0, out: Vec::new() };
+        let outgoing = Arc::<Outgoing>::default();
+        let member = Member::new(Arc::new(node), outgoing.clone(), Millis(Clock::START), 1, settings);
+        let mut alone = Self { member, outgoing, last: 0, now: 0, out: Vec::new() };
         alone.member.link_up(alone.now, &mut alone.out);
         alone.answer(0);
         assert_eq!(alone.out.pop(), Some(Command::Read { from: 1 }));
@@ -119,4 +122,21 @@ fn a_log_that_ends_before_what_was_known_when_it_was_asked_for_is_deleted() {
     alone.member.reading_ended(alone.now, &mut alone.out);
     alone.answer(alone.last - 1);
     assert_eq!(alone.out, [Command::Discard(LOG)]);
+}
+
+#[test]
+fn a_member_sleeps_while_the_log_takes_nothing() {
+    let mut alone = Alone::new();
+    // As many messages as it may have under way, and one that has to wait.
+    for number in 1..=5 {
+        alone.outgoing.claim(&Uid::new("u").unwrap(), ConnectionNumber(number), None, Millis(Clock::START));
+        alone.now += 6_000;
+        alone.member.tick(alone.now, &mut alone.out);
+    }
+    // Until it writes the same once more, with time for several heartbeats in between.
+    for _ in 0..100 {
+        alone.now += 6_000;
+        alone.member.tick(alone.now, &mut alone.out);
+        assert!(alone.member.deadline(alone.now) > alone.now, "{} µs", alone.now);
+    }
 }

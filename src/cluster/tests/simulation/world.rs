@@ -353,6 +353,7 @@ impl World {
             process.member.link_down(own);
         }
         process.member.tick(own, &mut out);
+        let is_idle = process.member.deadline(own) > own;
         let mut closes = Vec::new();
         while let Some(Inbound::Close { number, .. }) = process.inbox.try_recv() {
             closes.push(number.0);
@@ -368,6 +369,9 @@ impl World {
         drop(presence);
         if is_reset && !self.could_not_go_on(place) {
             self.broken(format!("node {node} tells a needless reset: it was at {place:?}"));
+        }
+        if !is_idle {
+            self.broken(format!("node {node} never sleeps"));
         }
         self.carry_out(node, out);
         for number in closes {

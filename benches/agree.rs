@@ -114,7 +114,7 @@ impl Ground {
     }
 
     fn own(&self, rate: usize) -> Figures {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_plex"));
+        let mut command = Command::new(support::PLEX);
         command
             .args(["bench", "--json", "--devices", &self.devices, "--duration", &format!("{}s", self.seconds)])
             .args(["--pid", &self.gateway.pid().to_string(), "--connect", &self.gateway.plain.address().to_string()])

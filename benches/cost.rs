@@ -5,6 +5,7 @@
 //! cargo bench --bench cost -- memory --devices 15000
 //! cargo bench --bench cost -- push --devices 10000 --seconds 10 --rounds 3
 //! cargo bench --bench cost -- --tls                 devices that come by TLS beside those that don't, in one table
+//! cargo bench --bench cost -- --against FILE        another `plex`, such as that of an earlier commit, beside this one
 //! ```
 //!
 //! The gateway is the `plex` binary in a process of its own; devices and the backend share one thread of another; the
@@ -25,7 +26,7 @@ use std::{
 
 use plex::proto::{PushRequest, PushStatus, PushStreamRequest};
 use support::{
-    Arguments, Child, Gateway, cpu_of,
+    Arguments, Child, Gateway, PLEX, cpu_of,
     devices::{self, Route},
     median, settled,
 };
@@ -38,72 +39,100 @@ const AHEAD: u64 = 8_000;
 
 fn main() {
     let arguments = Arguments::read();
+    let own = Side { name: "plain", program: PLEX, by: |gateway| &gateway.plain };
+    // The gateway's folder is another.
+    let other = arguments.text("against").map(|file| std::fs::canonicalize(file).expect("a program"));
+    let beside = match other.as_ref().and_then(|file| file.to_str()) {
+        Some(program) => Some(Side { name: "against", program, ..own }),
+        None if arguments.has("tls") => Some(Side { name: "TLS 1.3", by: |gateway| &gateway.tls, ..own }),
+        None => None,
+    };
     match arguments.word(0) {
-        what @ (None | Some("memory" | "push")) if arguments.has("tls") => tls(what, &arguments),
         Some("floor") => floor(arguments.number("devices", 0)),
-        Some("memory") => {
-            memory(&arguments, PLAIN);
-        }
-        Some("push") => push(&arguments),
-        None => {
-            memory(&arguments, PLAIN);
-            push(&arguments);
+        what @ (None | Some("memory" | "push")) => {
+            if let Some(beside) = beside {
+                return compare(what, &arguments, [own, beside]);
+            }
+            if what != Some("push") {
+                memory(&arguments, own);
+            }
+            if what != Some("memory") {
+                push(&arguments, own);
+            }
         }
         Some(other) => panic!("{other}: memory, push, or nothing for both"),
     }
 }
 
-/// By which of a gateway's ports devices come.
-type By = fn(&Gateway) -> &Route;
+/// What is measured: a program, and by which of its ports devices come.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    name: &'static str,
+    program: &'a str,
+    by: fn(&Gateway) -> &Route,
+}
 
-const PLAIN: By = |gateway| &gateway.plain;
-const TLS: By = |gateway| &gateway.tls;
+impl Side<'_> {
+    fn start(&self) -> Gateway {
+        Gateway::of(self.program, &[])
+    }
+}
 
-/// Devices by TLS beside plain ones.
-fn tls(what: Option<&str>, arguments: &Arguments) {
+/// Two, round by round in turn, in one table.
+fn compare(what: Option<&str>, arguments: &Arguments, sides: [Side<'_>; 2]) {
     let mut rows = Vec::new();
     if what != Some("push") {
-        let (plain, tls) = (memory(arguments, PLAIN), memory(arguments, TLS));
-        rows.push(("bytes per idle device", plain.0, tls.0));
-        rows.push(("after all have reconnected", plain.1, tls.1));
+        let [first, second] = sides.map(|side| memory(arguments, side));
+        rows.push(("bytes per idle device", first.0, second.0));
+        rows.push(("after all have reconnected", first.1, second.1));
     }
     if what != Some("memory") {
-        let count = arguments.number("devices", 10_000);
-        let seconds = arguments.number("seconds", 10) as u64;
-        let per_message = arguments.number("batch", 1);
         let rounds: Vec<_> = (0..arguments.number("rounds", 3))
-            .map(|_| {
-                (gateway_round(PLAIN, count, seconds, per_message), gateway_round(TLS, count, seconds, per_message))
-            })
+            .map(|_| sides.map(|side| gateway_round(side, &Load::of(arguments))))
             .collect();
-        let (plain, tls): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
-        let cpu = |rounds: &[(f64, f64)]| median(rounds.iter().map(|round| round.0));
-        let rate = |rounds: &[(f64, f64)]| median(rounds.iter().map(|round| round.1));
-        rows.push(("µs CPU a push", cpu(&plain), cpu(&tls)));
-        rows.push(("pushes/s", rate(&plain), rate(&tls)));
+        let of = |side: usize, cell: fn(&(f64, f64)) -> f64| median(rounds.iter().map(|round| cell(&round[side])));
+        rows.push(("µs CPU a push", of(0, |round| round.0), of(1, |round| round.0)));
+        rows.push(("pushes/s", of(0, |round| round.1), of(1, |round| round.1)));
     }
-    println!("\n| | plain | TLS 1.3 | ratio |\n| --- | --- | --- | --- |");
-    for (what, plain, tls) in rows {
-        println!("| {what} | {plain:.1} | {tls:.1} | {:.2} |", tls / plain);
+    println!("\n| | {} | {} | ratio |\n| --- | --- | --- | --- |", sides[0].name, sides[1].name);
+    for (what, first, second) in rows {
+        println!("| {what} | {first:.2} | {second:.2} | {:.3} |", second / first);
+    }
+}
+
+/// What is pushed, and for how long.
+struct Load {
+    devices: usize,
+    seconds: u64,
+    per_message: usize,
+}
+
+impl Load {
+    fn of(arguments: &Arguments) -> Self {
+        Self {
+            devices: arguments.number("devices", 10_000),
+            seconds: arguments.number("seconds", 10) as u64,
+            per_message: arguments.number("batch", 1),
+        }
     }
 }
 
 /// Bytes of resident memory per idle device: the slope from 1,000 devices to all, and once they have all reconnected.
-fn memory(arguments: &Arguments, by: By) -> (f64, f64) {
+fn memory(arguments: &Arguments, side: Side<'_>) -> (f64, f64) {
     let (few, many) = (1_000, arguments.number("devices", 15_000));
-    let gateway = Gateway::start(&[]);
+    let gateway = side.start();
     let mut held = devices::Devices::default();
     support::runtime().block_on(async {
-        held.connect(by(&gateway), 0..few).await;
+        held.connect((side.by)(&gateway), 0..few).await;
         let before = settled(gateway.pid());
-        held.connect(by(&gateway), few..many).await;
+        held.connect((side.by)(&gateway), few..many).await;
         let after = settled(gateway.pid());
         println!("resident with {few} devices: {} KiB, with {many}: {} KiB", before / 1024, after / 1024);
         let per_device = |resident: u64| resident.saturating_sub(before) as f64 / (many - few) as f64;
         println!("bytes per idle device: {:.0}", per_device(after));
         held.close_all();
         gateway.wait_for_connections(0).await;
-        held.connect(by(&gateway), 0..many).await;
+        held.connect((side.by)(&gateway), 0..many).await;
         let again = settled(gateway.pid());
         println!("after all have reconnected: {:.0}", per_device(again));
         (per_device(after), per_device(again))
@@ -111,14 +140,12 @@ fn memory(arguments: &Arguments, by: By) -> (f64, f64) {
 }
 
 /// CPU per push at full load, on a PushStream with one push to a message, and of the floor.
-fn push(arguments: &Arguments) {
-    let count = arguments.number("devices", 10_000);
-    let seconds = arguments.number("seconds", 10) as u64;
-    let per_message = arguments.number("batch", 1);
+fn push(arguments: &Arguments, side: Side<'_>) {
+    let load = Load::of(arguments);
     let mut rounds = Vec::new();
     for round in 1..=arguments.number("rounds", 3) {
-        let (gateway_us, gateway_rate) = gateway_round(PLAIN, count, seconds, per_message);
-        let (floor_us, floor_rate) = floor_round(count, seconds);
+        let (gateway_us, gateway_rate) = gateway_round(side, &load);
+        let (floor_us, floor_rate) = floor_round(load.devices, load.seconds);
         println!(
             "round {round}: gateway {gateway_us:.2} µs a push, {gateway_rate:.0}/s; floor {floor_us:.2} µs a write, \
              {floor_rate:.0}/s; ratio {:.2}",
@@ -132,26 +159,26 @@ fn push(arguments: &Arguments) {
     println!("median: gateway {gateway:.2} µs CPU a push, floor {floor:.2} µs a write, ratio {ratio:.2}");
 }
 
-fn gateway_round(by: By, count: usize, seconds: u64, per_message: usize) -> (f64, f64) {
-    let gateway = Gateway::start(&[]);
+fn gateway_round(side: Side<'_>, load: &Load) -> (f64, f64) {
+    let gateway = side.start();
     let (sent, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let (ready, wait) = std::sync::mpsc::channel();
         let (gateway, sent, stop) = (&gateway, &sent, &stop);
         scope.spawn(move || {
             support::runtime().block_on(async {
-                let _received = devices::read_all(by(gateway), count, devices::Speak::Plex).await;
+                let _received = devices::read_all((side.by)(gateway), load.devices, devices::Speak::Plex).await;
                 ready.send(()).expect("somebody waits");
-                backend(gateway, count, per_message, sent, stop).await;
+                backend(gateway, load, sent, stop).await;
             });
         });
         wait.recv().expect("all have logged in");
-        measure(gateway.pid(), seconds, || sent.load(Relaxed), || stop.store(true, Relaxed))
+        measure(gateway.pid(), load.seconds, || sent.load(Relaxed), || stop.store(true, Relaxed))
     })
 }
 
 /// Pushes to one device after the other, as fast as results come.
-async fn backend(gateway: &Gateway, devices: usize, per_message: usize, sent: &AtomicU64, stop: &AtomicBool) {
+async fn backend(gateway: &Gateway, load: &Load, sent: &AtomicU64, stop: &AtomicBool) {
     let body = "x".repeat(BODY_BYTES);
     let answered = AtomicU64::new(0);
     let room = tokio::sync::Notify::new();
@@ -164,12 +191,12 @@ async fn backend(gateway: &Gateway, devices: usize, per_message: usize, sent: &A
         let mut pushed = 0;
         while !stop.load(Relaxed) {
             let push = |n: u64| PushRequest {
-                uid: devices::uid((pushed + n) as usize % devices),
+                uid: devices::uid((pushed + n) as usize % load.devices),
                 uri: "/bench".into(),
                 body: body.clone(),
                 ..Default::default()
             };
-            let pushes: Vec<_> = (0..per_message as u64).map(push).collect();
+            let pushes: Vec<_> = (0..load.per_message as u64).map(push).collect();
             pushed += pushes.len() as u64;
             if requests.send(PushStreamRequest { pushes }).await.is_err() {
                 return;

@@ -112,7 +112,7 @@ pub(crate) async fn presence(arguments: &Arguments, broken: &mut Broken) {
 
 /// `plex bench` with the devices at one node, asking another, or the same.
 fn bench(ground: &Ground, at: &Node, asked: &Node, devices: usize) -> Command {
-    let mut bench = Command::new(env!("CARGO_BIN_EXE_plex"));
+    let mut bench = Command::new(support::PLEX);
     let pids: Vec<_> =
         ground.nodes.iter().map(Node::pid).chain([ground.nats.pid()]).map(|pid| pid.to_string()).collect();
     bench.args(["bench", "--json", "--devices", &devices.to_string(), "--pid", &pids.join(",")]).args([

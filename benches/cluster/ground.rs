@@ -116,7 +116,7 @@ impl Node {
     /// Starts one with these settings; it listens when this returns.
     pub(crate) fn start(nats: &Nats, name: &str, settings: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_plex"));
+        let mut command = Command::new(support::PLEX);
         command.arg("serve").current_dir(folder.path()).stdin(Stdio::null()).stderr(Stdio::piped());
         let own = [
             format!("node.name={name}"),

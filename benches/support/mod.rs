@@ -30,6 +30,9 @@ use self::devices::Route;
 
 pub const SECRET: &str = "bench-secret";
 
+/// The program that was built with this.
+pub const PLEX: &str = env!("CARGO_BIN_EXE_plex");
+
 /// What stands on the command line: words, and `--name value`.
 pub struct Arguments(Vec<String>);
 
@@ -49,9 +52,14 @@ impl Arguments {
         self.0.iter().any(|argument| argument.strip_prefix("--") == Some(name))
     }
 
+    /// The value of this flag, if it is there.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        let place = self.0.iter().position(|argument| argument.strip_prefix("--") == Some(name))?;
+        Some(self.0.get(place + 1).expect("it has a value"))
+    }
+
     pub fn number(&self, name: &str, default: usize) -> usize {
-        let place = self.0.iter().position(|argument| argument.strip_prefix("--") == Some(name));
-        place.map_or(default, |place| self.0[place + 1].parse().expect("a whole number"))
+        self.text(name).map_or(default, |value| value.parse().expect("a whole number"))
     }
 }
 
@@ -100,10 +108,15 @@ pub struct Gateway {
 impl Gateway {
     /// Starts it on free ports, with more of its settings as `KEY=VALUE`.
     pub fn start(settings: &[&str]) -> Self {
+        Self::of(PLEX, settings)
+    }
+
+    /// The same of another program file.
+    pub fn of(program: &str, settings: &[&str]) -> Self {
         let data_dir = tempfile::tempdir().expect("a folder");
         let (device, device_tls, control) = (free_address(), free_address(), free_address());
         let trust = certificate(data_dir.path());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_plex"));
+        let mut command = Command::new(program);
         command.arg("serve").current_dir(data_dir.path()).stdout(Stdio::null());
         let own = [
             format!("data_dir={}", data_dir.path().display()),

@@ -339,8 +339,8 @@ section! {
         /// 1,000.
         dead_after: u32 = 7; Count(2, 1_000),
         /// For how long changes are gathered into one message when there are many: 5 ms, up to a second, and below
-        /// `heartbeat`.
-        gather: Duration = Duration::from_millis(5); Span(TICK, Duration::from_secs(1)),
+        /// `heartbeat`; 0: each goes at once where `window` lets it.
+        gather: Duration = Duration::from_millis(5); Span(Duration::ZERO, Duration::from_secs(1)),
         /// Messages with changes that a node may have under way: 4, up to 64.
         window: u32 = 4; Count(1, 64),
         /// How long another node may take with a push, `ack_timeout` left out: 2 s, up to a minute. After it the outcome

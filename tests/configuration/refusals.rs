@@ -91,7 +91,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("cluster.heartbeat=49ms", "cluster.heartbeat = \"49ms\": ", "from 50ms to 1m"),
     ("cluster.heartbeat=0", "cluster.heartbeat = \"0\": ", "from 50ms to 1m"),
     ("cluster.dead_after=1", "cluster.dead_after = \"1\": ", "a whole number from 2 to 1000"),
-    ("cluster.gather=0", "cluster.gather = \"0\": ", "from 1ms to 1s"),
+    ("cluster.gather=2s", "cluster.gather = \"2s\": ", "from 0 to 1s"),
     ("cluster.gather=500ms", "cluster.gather = \"500ms\": ", "below cluster.heartbeat = \"500ms\""),
     ("cluster.window=0", "cluster.window = \"0\": ", "a whole number from 1 to 64"),
     ("cluster.forward_timeout=0", "cluster.forward_timeout = \"0\": ", "from 1ms to 1m"),

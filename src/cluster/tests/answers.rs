@@ -24,13 +24,17 @@ struct Alone {
 
 impl Alone {
     fn new() -> Self {
+        Self::gathering(Duration::from_millis(5))
+    }
+
+    fn gathering(gather: Duration) -> Self {
         let (closes, ..) = Inbox::new();
         let node = Node::new(name("n"), Arc::new(Clock::default().log()), false, closes, options());
         let settings = Settings {
             start: 1,
             heartbeat: Duration::from_millis(500),
             dead_after: 7,
-            gather: Duration::from_millis(5),
+            gather,
             window: 4,
             first_floor: 1,
             rules: Rules::ALL,
@@ -68,6 +72,14 @@ impl Alone {
         self.last += 1;
         let at = Millis(Clock::START + self.now / 1_000);
         self.member.message(self.now, self.last, at, bytes, &mut self.out);
+    }
+
+    /// Has a device log in; gives how many messages it writes then.
+    fn log_in(&mut self, number: u32) -> usize {
+        self.outgoing.claim(&Uid::new("u").unwrap(), ConnectionNumber(number), None, Millis(Clock::START));
+        self.out.clear();
+        self.member.tick(self.now, &mut self.out);
+        self.out.iter().filter(|command| matches!(command, Command::Append(_))).count()
     }
 
     fn write_and_read(&mut self) {
@@ -129,9 +141,8 @@ fn a_member_sleeps_while_the_log_takes_nothing() {
     let mut alone = Alone::new();
     // As many messages as it may have under way, and one that has to wait.
     for number in 1..=5 {
-        alone.outgoing.claim(&Uid::new("u").unwrap(), ConnectionNumber(number), None, Millis(Clock::START));
         alone.now += 6_000;
-        alone.member.tick(alone.now, &mut alone.out);
+        alone.log_in(number);
     }
     // Until it writes the same once more, with time for several heartbeats in between.
     for _ in 0..100 {
@@ -139,4 +150,12 @@ fn a_member_sleeps_while_the_log_takes_nothing() {
         alone.member.tick(alone.now, &mut alone.out);
         assert!(alone.member.deadline(alone.now) > alone.now, "{} µs", alone.now);
     }
+}
+
+#[test]
+fn changes_are_gathered_unless_told_otherwise() {
+    let (mut gathers, mut hurries) = (Alone::new(), Alone::gathering(Duration::ZERO));
+    assert_eq!([1, 2, 3, 4, 5].map(|number| gathers.log_in(number)), [1, 0, 0, 0, 0]);
+    assert_eq!([1, 2, 3, 4, 5].map(|number| hurries.log_in(number)), [1, 1, 1, 1, 0]);
+    assert!(hurries.member.deadline(hurries.now) > hurries.now, "it waits until one was read");
 }

@@ -36,7 +36,7 @@ use futures_util::{
     stream::{self, BoxStream, FuturesUnordered},
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -234,6 +234,12 @@ impl Cluster {
     #[must_use]
     pub(crate) fn standing(&self) -> Standing {
         self.0.presence().standing
+    }
+
+    /// The same, and each time that it changes.
+    #[must_use]
+    pub(crate) fn watch_standing(&self) -> watch::Receiver<Standing> {
+        self.0.standing()
     }
 
     /// What this node is called.

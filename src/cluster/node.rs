@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 
@@ -78,6 +78,8 @@ pub(crate) struct Node {
     /// Whether no other node can hold a uid: the log is in this process, and nobody else is on it.
     single: AtomicBool,
     may_be_single: bool,
+    /// That of the presence, for who waits until it is another.
+    standing: watch::Sender<Standing>,
     /// It has been in step with the log.
     was_in_step: AtomicBool,
     /// How many messages of the log couldn't be read.
@@ -156,6 +158,7 @@ impl Node {
             presence.folded = (folded, log.born());
             presence.log = Some(log.identity());
             presence.standing = Standing::InStep;
+            node.standing.send_replace(presence.standing);
             drop(presence);
             Arc::new(node)
         });
@@ -191,6 +194,7 @@ impl Node {
             grants: Mutex::default(),
             single: AtomicBool::new(may_be_single),
             may_be_single,
+            standing: watch::Sender::new(Standing::Joining),
             was_in_step: AtomicBool::new(may_be_single),
             unreadable: AtomicU64::new(0),
             unreadable_questions: AtomicU64::new(0),
@@ -299,6 +303,7 @@ impl Node {
         if guard.standing == Standing::InStep {
             self.was_in_step.store(true, Ordering::Relaxed);
         }
+        self.standing.send_if_modified(|standing| mem::replace(standing, guard.standing) != guard.standing);
         let Presence { watchers, wakers, .. } = &mut *guard;
         watchers.wake_all(wakers);
         self.wake(guard);
@@ -425,6 +430,11 @@ impl Node {
     /// From when on `Live` may be told.
     pub(crate) fn settled_at(&self) -> Instant {
         self.settled_at
+    }
+
+    /// How it stands to the log, and each time that this changes.
+    pub(crate) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
     }
 
     /// Whether it is alone wherever nobody else is known.

@@ -36,9 +36,6 @@ const CONTROL_END: (Duration, Duration) = (Duration::from_secs(2), Duration::fro
 /// How often a node of several tells the others how many devices it holds.
 const CARD_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How often it is looked at how a node stands to the log.
-const STANDING_INTERVAL: Duration = Duration::from_millis(100);
-
 /// What the health service calls a node's part in its cluster.
 const CLUSTER_HEALTH: &str = "plex.v1.Gateway.cluster";
 
@@ -308,9 +305,10 @@ async fn tell_standing(health: HealthReporter, hub: Hub, stop: CancellationToken
     if !hub.cluster().reads_late() {
         return;
     }
+    let mut watched = hub.cluster().watch_standing();
     let mut told = None;
-    while !stop.is_cancelled() {
-        let standing = hub.cluster().standing();
+    loop {
+        let standing = *watched.borrow_and_update();
         let before = told.replace(standing);
         if before != Some(standing) {
             match standing {
@@ -326,8 +324,8 @@ async fn tell_standing(health: HealthReporter, hub: Hub, stop: CancellationToken
             health.set_service_status(CLUSTER_HEALTH, status).await;
         }
         tokio::select! {
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(STANDING_INTERVAL) => {}
+            () = stop.cancelled() => break,
+            changed = watched.changed() => if changed.is_err() { break },
         }
     }
     health.set_service_status(CLUSTER_HEALTH, ServingStatus::NotServing).await;

@@ -85,13 +85,13 @@ async fn users(arguments: &Arguments, broken: &mut Broken) {
     let mut joined = Vec::new();
     {
         let ground = Ground::start(&["a", "b"], &[LONG_LOG]).await;
-        let crowd = Crowd::join(&ground.nats).await;
+        let crowd = Crowd::join(&ground.nats.url).await;
         memory::users(&ground, &crowd, users, broken).await;
         joined.extend(joining::joins(&ground, &crowd, rate, LONG_LOG, broken).await);
         death::death(&ground, crowd, users, broken).await;
     }
     let ground = Ground::start(&["a", "b"], &[SHORT_LOG]).await;
-    let crowd = Crowd::join(&ground.nats).await;
+    let crowd = Crowd::join(&ground.nats.url).await;
     // Slowly, or the nodes that are there fall out of a log this short.
     for some in (users / 10..=users).step_by(users as usize / 10) {
         crowd.claim(some).await;

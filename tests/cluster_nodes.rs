@@ -4,10 +4,17 @@
 
 mod common;
 
+#[allow(dead_code)]
+#[path = "../benches/cluster/crowd.rs"]
+mod crowd;
 #[path = "cluster_nodes/ends.rs"]
 mod ends;
 #[path = "cluster_nodes/frozen.rs"]
 mod frozen;
+#[path = "cluster_nodes/joining.rs"]
+mod joining;
+#[path = "cluster_nodes/joins.rs"]
+mod joins;
 #[path = "cluster_nodes/moves.rs"]
 mod moves;
 #[path = "cluster_nodes/pushes.rs"]

@@ -1,5 +1,5 @@
 //! A crowd: a node of the log that holds hundreds of thousands of users and no sockets. It writes the bytes that the log's
-//! format asks for with an encoder of its own, so that gateways read what another program has written.
+//! format asks for with an encoder of its own, so that gateways read what another program has written. Tests have it too.
 
 use std::{
     collections::VecDeque,
@@ -11,8 +11,6 @@ use async_nats::{Client, Subscriber};
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
-
-use crate::{ground::Nats, support};
 
 /// What the crowd's node is called.
 pub(crate) const NAME: &str = "crowd";
@@ -53,13 +51,14 @@ enum Order {
 }
 
 impl Crowd {
-    /// Joins the log, which has to be there.
-    pub(crate) async fn join(nats: &Nats) -> Self {
+    /// Joins the log of the server at `url`, which has to be there.
+    pub(crate) async fn join(url: &str) -> Self {
         let (orders, taken) = mpsc::unbounded_channel();
         let (joined, join) = oneshot::channel();
-        let url = nats.url.clone();
+        let url = url.to_owned();
         let thread = std::thread::spawn(move || {
-            support::runtime().block_on(async {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
                 let writer = Writer::join(&url).await;
                 joined.send(()).expect("somebody waits");
                 writer.run(taken).await

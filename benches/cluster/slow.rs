@@ -24,7 +24,7 @@ pub(crate) async fn slow(arguments: &Arguments, broken: &mut Broken) {
     let rate = u32::try_from(arguments.number("changes", 30_000)).expect("fewer than 2³²");
     let users = u32::try_from(arguments.number("users", 100_000)).expect("fewer than 2³²");
     let mut ground = Ground::start(&["a", "b"], &[]).await;
-    let crowd = Crowd::join(&ground.nats).await;
+    let crowd = Crowd::join(&ground.nats.url).await;
     crowd.claim(users).await;
     ground.all_know(users.into()).await;
     let mut backends = [ground.nodes[0].backend().await, ground.nodes[1].backend().await];

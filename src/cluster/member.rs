@@ -80,8 +80,9 @@ pub(crate) enum Command {
     Discard(LogIdentity),
     /// Read from this sequence on; what was read before ends.
     Read { from: u64 },
-    /// Ask a node that has the state for a part of it: that one, or any.
-    Ask { part: u8, of: Option<Incarnation> },
+    /// Ask a node that has the state for a part of it: that one, or any. The answer comes with the number of the
+    /// snapshot.
+    Ask { snapshot: u64, part: u8, of: Option<Incarnation> },
     /// Tell the operator: a life began.
     Joined(Incarnation),
     /// Incarnations that have ended.
@@ -150,6 +151,8 @@ pub(crate) struct Member {
     /// That message has to come again, and be the same.
     checks: bool,
     loading: Option<Loading>,
+    /// How many snapshots were asked for.
+    snapshots: u64,
     /// Where the snapshot can't be had: asked for again then.
     ask_at: Micros,
     hello: Hello,
@@ -192,6 +195,7 @@ impl Member {
             asked: (0, 0),
             checks: false,
             loading: None,
+            snapshots: 0,
             ask_at: 0,
             hello: Hello::default(),
             nonce,

@@ -282,7 +282,7 @@ pub(crate) struct Joining {
 enum Answer {
     Bounds(u64, Result<Option<Bounds>, Failed>),
     Changed(Result<(), Failed>),
-    Part(u8, Option<(Incarnation, Vec<u8>)>),
+    Part { snapshot: u64, part: u8, answer: Option<(Incarnation, Vec<u8>)> },
 }
 
 struct Driver {
@@ -395,7 +395,7 @@ impl Driver {
                     self.member.changed(now, out);
                 }
             }
-            Answer::Part(part, answer) => self.member.part(now, part, answer),
+            Answer::Part { snapshot, part, answer } => self.member.part(now, snapshot, part, answer),
         }
     }
 
@@ -441,9 +441,9 @@ impl Driver {
                     self.spawn(move |api| async move { Answer::Changed(api.discard(log).await) });
                 }
                 Command::Read { from } => self.start_reading(from),
-                Command::Ask { part, of } => {
+                Command::Ask { snapshot, part, of } => {
                     let asked = ask_part(self.client.clone(), self.subjects.clone(), part, of);
-                    self.spawn(move |_| async move { Answer::Part(part, asked.await) });
+                    self.spawn(move |_| async move { Answer::Part { snapshot, part, answer: asked.await } });
                 }
                 Command::Joined(incarnation) => {
                     tracing::info!(incarnation = incarnation.0, "joined the cluster");

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tokio::{
@@ -10,7 +11,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::{AbortHandle, JoinSet},
+    time::timeout,
 };
+
+use super::PATIENCE;
 
 /// Passes bytes on, until it is cut or frozen. Ended when it is dropped.
 pub struct Link {
@@ -19,8 +23,26 @@ pub struct Link {
     target: watch::Sender<SocketAddr>,
     /// How many connections were accepted, those included that were closed at once.
     accepted: watch::Receiver<usize>,
+    trap: Trap,
     task: AbortHandle,
 }
+
+/// Hears what is sent, and freezes the link where that is so.
+#[derive(Clone)]
+struct Trap {
+    heard: Arc<Mutex<Heard>>,
+    link: watch::Sender<State>,
+}
+
+/// What those who connect have sent, in their order.
+#[derive(Default)]
+struct Heard {
+    text: String,
+    springs: Option<fn(&str) -> bool>,
+}
+
+/// So much is kept of what was sent: who sends more isn't listened to any more.
+const HEARD_MAX: usize = 4 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -37,6 +59,8 @@ impl Link {
         let (state, mut is) = watch::channel(State::Whole);
         let (count, accepted) = watch::channel(0);
         let (target, leads_to) = watch::channel(target);
+        let trap = Trap { heard: Arc::default(), link: state.clone() };
+        let hears = trap.clone();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -53,14 +77,14 @@ impl Link {
                         count.send_modify(|count| *count += 1);
                         let target = *leads_to.borrow();
                         if *is.borrow() != State::Cut {
-                            connections.spawn(pass(near, target, is.clone()));
+                            connections.spawn(pass(near, target, is.clone(), hears.clone()));
                         }
                     }
                     Some(_) = connections.join_next() => {}
                 }
             }
         });
-        Self { address, state, target, accepted, task: task.abort_handle() }
+        Self { address, state, target, accepted, trap, task: task.abort_handle() }
     }
 
     /// Breaks all connections, and closes each new one at once.
@@ -72,6 +96,23 @@ impl Link {
     /// meanwhile arrives when it is mended, as after a network's outage.
     pub fn freeze(&self) {
         self.state.send_replace(State::Frozen);
+    }
+
+    /// Freezes by itself once what those who connect have sent is so, before the last of that is passed on.
+    pub fn freeze_when(&self, springs: fn(&str) -> bool) {
+        self.trap.heard().springs = Some(springs);
+    }
+
+    /// Waits until it is frozen.
+    pub async fn is_frozen(&self) {
+        let mut is = self.state.subscribe();
+        let frozen = timeout(PATIENCE, is.wait_for(|state| *state == State::Frozen)).await;
+        frozen.expect("it is frozen in time").expect("the link is there");
+    }
+
+    /// What those who connect have sent, in their order, what stands before a freeze included.
+    pub fn sent(&self) -> String {
+        self.trap.heard().text.clone()
     }
 
     /// Lets bytes and new connections through again.
@@ -91,6 +132,24 @@ impl Link {
     }
 }
 
+impl Trap {
+    /// What was read, and isn't passed on yet. It springs once.
+    fn hear(&self, bytes: &[u8]) {
+        let mut heard = self.heard();
+        if heard.text.len() < HEARD_MAX {
+            heard.text.push_str(&String::from_utf8_lossy(bytes));
+        }
+        let Heard { text, springs } = &mut *heard;
+        if springs.take_if(|springs| springs(text)).is_some() {
+            self.link.send_replace(State::Frozen);
+        }
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().expect("nobody panics while holding it")
+    }
+}
+
 impl Drop for Link {
     fn drop(&mut self) {
         self.task.abort();
@@ -98,14 +157,15 @@ impl Drop for Link {
 }
 
 /// One connection, to the end of both its directions, or the failure of either.
-async fn pass(near: TcpStream, target: SocketAddr, mut is: watch::Receiver<State>) -> io::Result<()> {
+async fn pass(near: TcpStream, target: SocketAddr, mut is: watch::Receiver<State>, trap: Trap) -> io::Result<()> {
     thawed(&mut is).await?;
     let far = TcpStream::connect(target).await?;
     for stream in [&near, &far] {
         stream.set_nodelay(true)?;
     }
     let ((near_reads, near_writes), (far_reads, far_writes)) = (near.into_split(), far.into_split());
-    tokio::try_join!(pump(near_reads, far_writes, is.clone()), pump(far_reads, near_writes, is))?;
+    let hears = |bytes: &[u8]| trap.hear(bytes);
+    tokio::try_join!(pump(near_reads, far_writes, is.clone(), hears), pump(far_reads, near_writes, is, |_| {}))?;
     Ok(())
 }
 
@@ -114,6 +174,7 @@ async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut is: watch::Receiver<State>,
+    hear: impl Fn(&[u8]),
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 << 10];
     loop {
@@ -123,6 +184,7 @@ async fn pump(
             _ = is.changed() => continue,
             read = from.read(&mut buffer) => read?,
         };
+        hear(&buffer[..count]);
         thawed(&mut is).await?;
         match count {
             0 => return to.shutdown().await,

@@ -42,22 +42,39 @@ impl Gateways {
 
     /// Three, and what is set for each besides.
     pub async fn each(sets: impl Fn(usize) -> Vec<String>) -> Option<Self> {
+        Self::several(3, sets).await
+    }
+
+    /// So many, and what is set for each besides.
+    pub async fn several(count: usize, sets: impl Fn(usize) -> Vec<String>) -> Option<Self> {
         let nats = Nats::one().await?;
         let mut all = Self { nodes: Vec::new(), backends: Vec::new(), homes: Vec::new(), nats };
-        for index in 0..3 {
-            let node = all.start(&format!("node-{}", index + 1), &sets(index)).await;
-            all.backends.push(backend(node.control, SECRET).await);
-            all.nodes.push(Some(node));
+        for index in 0..count {
+            let urls = all.nats.urls();
+            all.add(&urls, &sets(index)).await;
         }
         all.all_ready().await;
         Some(all)
     }
 
+    /// One more, which reaches the servers by these URLs; it listens, and is the last of all.
+    pub async fn add(&mut self, urls: &[String], sets: &[String]) {
+        let name = format!("node-{}", self.nodes.len() + 1);
+        let node = self.spawn(urls, &name, sets).await;
+        self.backends.push(backend(node.control, SECRET).await);
+        self.nodes.push(Some(node));
+    }
+
     /// Another process of this cluster, which listens.
     pub async fn start(&mut self, name: &str, sets: &[String]) -> TestGateway {
+        let urls = self.nats.urls();
+        self.spawn(&urls, name, sets).await
+    }
+
+    async fn spawn(&mut self, urls: &[String], name: &str, sets: &[String]) -> TestGateway {
         let home = Home::new();
         let sets: Vec<_> = sets.iter().map(String::as_str).collect();
-        let node = TestGateway::of(spawn(&home, &self.nats.urls(), name, &sets)).await;
+        let node = TestGateway::of(spawn(&home, urls, name, &sets)).await;
         self.homes.push(home);
         node
     }
@@ -71,8 +88,30 @@ impl Gateways {
         }
     }
 
+    /// What `/readyz` of one answers.
+    pub async fn readyz(&self, index: usize) -> u16 {
+        http(self.node(index).http, "GET", "/readyz").await.0
+    }
+
+    /// Waits until one takes devices.
+    pub async fn is_ready(&self, index: usize) {
+        eventually("it is ready", || async { (self.readyz(index).await == 200).then_some(()) }).await;
+    }
+
     pub fn node(&self, index: usize) -> &TestGateway {
         self.nodes[index].as_ref().expect("it runs")
+    }
+
+    /// The number of its first life in the log.
+    pub async fn incarnation(&mut self, index: usize) -> u64 {
+        const SAYS: &str = "joined the cluster incarnation=";
+        let log = &mut self.nodes[index].as_mut().expect("it runs").process.stderr;
+        let line = match log.seen.iter().find(|line| line.contains(SAYS)) {
+            Some(line) => line.clone(),
+            None => log.until(SAYS).await,
+        };
+        let (_, number) = line.split_once(SAYS).expect("it was looked for");
+        number.trim_end().parse().unwrap_or_else(|_| panic!("a number: {line}"))
     }
 
     /// Takes a node out, for the test to end it.

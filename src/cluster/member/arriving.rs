@@ -11,6 +11,7 @@ use crate::{
         engine::Standing,
         fold::{Incarnation, Join, Message, SPEAKS},
         hosts::Card,
+        node::LogIdentity,
         rules::Rule,
         wire,
     },
@@ -37,8 +38,7 @@ impl Member {
     pub(super) fn listen(&mut self, now: Micros, bounds: Bounds, out: &mut Vec<Command>) {
         self.step = Step::Listening { after: bounds.last };
         self.hello = Hello::default();
-        self.loading = Some(Loading::new(bounds.log));
-        self.ask_at = now;
+        self.ask_parts_from(now, bounds.log);
         out.push(Command::Read { from: bounds.last + 1 });
     }
 
@@ -98,7 +98,8 @@ impl Member {
             return;
         }
         if !loading.is_whole() {
-            out.extend(loading.asks().map(|(part, of)| Command::Ask { part, of }));
+            let snapshot = loading.snapshot();
+            out.extend(loading.asks().map(|(part, of)| Command::Ask { snapshot, part, of }));
             return;
         }
         let rules = self.settings.rules;
@@ -112,10 +113,11 @@ impl Member {
         self.ask(now, out);
     }
 
-    /// A part of the snapshot; `None`: it can't be had there.
-    pub(crate) fn part(&mut self, now: Micros, part: u8, answer: Option<(Incarnation, Vec<u8>)>) {
+    /// A part of the snapshot; `None`: it can't be had there. `snapshot` as it was asked with.
+    pub(crate) fn part(&mut self, now: Micros, snapshot: u64, part: u8, answer: Option<(Incarnation, Vec<u8>)>) {
         let Step::Listening { .. } = self.step else { return };
-        let Some(loading) = &mut self.loading else { return };
+        // What an earlier one missed may be told seconds later, and says nothing of this one.
+        let Some(loading) = self.loading.as_mut().filter(|loading| loading.snapshot() == snapshot) else { return };
         match answer {
             Some((of, bytes)) => match loading.came(part, of, bytes) {
                 Took::More => {}
@@ -127,10 +129,16 @@ impl Member {
     }
 
     fn part_failed(&mut self, now: Micros) {
-        if let Some(loading) = &mut self.loading {
-            *loading = Loading::new(loading.log());
+        if let Some(loading) = &self.loading {
+            self.ask_parts_from(now + micros(self.settings.heartbeat), loading.log());
         }
-        self.ask_at = now + micros(self.settings.heartbeat);
+    }
+
+    /// From then on the parts are asked for, all of them anew.
+    fn ask_parts_from(&mut self, at: Micros, log: LogIdentity) {
+        self.snapshots += 1;
+        self.loading = Some(Loading::new(log, self.snapshots));
+        self.ask_at = at;
     }
 
     /// Takes in the parts that are exact at `sequence`.

@@ -24,6 +24,8 @@ pub(crate) enum Took {
 #[derive(Debug)]
 pub(crate) struct Loading {
     log: LogIdentity,
+    /// Its number: answers to an earlier one's questions are void.
+    snapshot: u64,
     /// Who tells it.
     of: Option<Incarnation>,
     parts: Vec<Option<(PartHead, Vec<u8>)>>,
@@ -34,13 +36,17 @@ pub(crate) struct Loading {
 }
 
 impl Loading {
-    pub(crate) fn new(log: LogIdentity) -> Self {
+    pub(crate) fn new(log: LogIdentity, snapshot: u64) -> Self {
         let parts = (0..PARTS).map(|_| None).collect();
-        Self { log, of: None, parts, asked: vec![false; PARTS], came: 0, exact: true }
+        Self { log, snapshot, of: None, parts, asked: vec![false; PARTS], came: 0, exact: true }
     }
 
     pub(crate) fn log(&self) -> LogIdentity {
         self.log
+    }
+
+    pub(crate) fn snapshot(&self) -> u64 {
+        self.snapshot
     }
 
     /// The last place at which a part that came is exact.
@@ -84,10 +90,10 @@ impl Loading {
         if head.part != part {
             return Took::Useless;
         }
-        // What comes before the first part, or is older, was asked for in an earlier try.
+        // The log is read from the first part's place on: none may be older.
         let first = self.parts[0].as_ref().map(|(first, _)| first.sequence);
         if part != 0 && first.is_none_or(|first| head.sequence < first) {
-            return Took::More;
+            return Took::Useless;
         }
         self.of = Some(of);
         self.parts[index] = Some((head, bytes));

@@ -2,12 +2,12 @@
 
 use super::*;
 use crate::cluster::{
-    fold::Message,
+    fold::{Incarnation, Message},
     member::{Bounds, Command, Member, Settings},
     node::{LogIdentity, Node},
     outgoing::Outgoing,
     rules::Rules,
-    wire,
+    wire::{self, PartHead},
 };
 
 const LOG: LogIdentity = LogIdentity { id: 7, born: Millis(Clock::START) };
@@ -28,6 +28,17 @@ impl Alone {
     }
 
     fn gathering(gather: Duration) -> Self {
+        let mut alone = Self::before(gather);
+        alone.answer(0);
+        assert_eq!(alone.out.pop(), Some(Command::Read { from: 1 }));
+        // Its join, and what it says then.
+        (0..5).for_each(|_| alone.write_and_read());
+        assert!(alone.member.has_state());
+        alone
+    }
+
+    /// One that has asked for the log's bounds.
+    fn before(gather: Duration) -> Self {
         let (closes, ..) = Inbox::new();
         let node = Node::new(name("n"), Arc::new(Clock::default().log()), false, closes, options());
         let settings = Settings {
@@ -43,11 +54,6 @@ impl Alone {
         let member = Member::new(Arc::new(node), outgoing.clone(), Millis(Clock::START), 1, settings);
         let mut alone = Self { member, outgoing, last: 0, now: 0, out: Vec::new() };
         alone.member.link_up(alone.now, &mut alone.out);
-        alone.answer(0);
-        assert_eq!(alone.out.pop(), Some(Command::Read { from: 1 }));
-        // Its join, and what it says then.
-        (0..5).for_each(|_| alone.write_and_read());
-        assert!(alone.member.has_state());
         alone
     }
 
@@ -155,7 +161,57 @@ fn a_member_sleeps_while_the_log_takes_nothing() {
 #[test]
 fn changes_are_gathered_unless_told_otherwise() {
     let (mut gathers, mut hurries) = (Alone::new(), Alone::gathering(Duration::ZERO));
+    for member in [&mut gathers, &mut hurries] {
+        member.now += 6_000;
+    }
     assert_eq!([1, 2, 3, 4, 5].map(|number| gathers.log_in(number)), [1, 0, 0, 0, 0]);
     assert_eq!([1, 2, 3, 4, 5].map(|number| hurries.log_in(number)), [1, 1, 1, 1, 0]);
     assert!(hurries.member.deadline(hurries.now) > hurries.now, "it waits until one was read");
+}
+
+/// Parts of the state that are asked for half a second later.
+fn asks(joining: &mut Alone) -> Vec<(u64, u8, Option<Incarnation>)> {
+    joining.now += 500_000;
+    joining.out.clear();
+    joining.member.tick(joining.now, &mut joining.out);
+    let asks = joining.out.iter().filter_map(|command| match command {
+        Command::Ask { snapshot, part, of } => Some((*snapshot, *part, *of)),
+        _ => None,
+    });
+    asks.collect()
+}
+
+/// A part of a state in which nobody is online, as it is told by `of`.
+fn part(part: u8, of: Incarnation) -> Option<(Incarnation, Vec<u8>)> {
+    let head = PartHead { part, sequence: 10, at: Millis(Clock::START) };
+    Some((of, wire::encode_part(&State::new(1), head)))
+}
+
+#[test]
+fn what_is_not_told_to_an_earlier_try_costs_the_next_one_nothing() {
+    let (gone, other) = (Incarnation(7), Incarnation(8));
+    let mut joining = Alone::before(Duration::from_millis(5));
+    let asked = joining.asked();
+    let bounds = Bounds { log: LOG, made_from: 1, first: 5, last: 10 };
+    joining.member.bounds(joining.now, asked, Ok(Some(bounds)), &mut joining.out);
+    let [(earlier, 0, None)] = asks(&mut joining)[..] else { panic!("the first part of anybody") };
+    joining.member.part(joining.now, earlier, 0, part(0, gone));
+    let unanswered = asks(&mut joining);
+    assert!(unanswered.len() > 1 && unanswered.iter().all(|(.., of)| *of == Some(gone)), "{unanswered:?}");
+    joining.member.part(joining.now, earlier, 1, None);
+    let [(later, 0, None)] = asks(&mut joining)[..] else { panic!("the first part of anybody, again") };
+    joining.member.part(joining.now, later, 0, part(0, other));
+
+    let mut waits = asks(&mut joining);
+    for (earlier, late, _) in unanswered {
+        joining.member.part(joining.now, earlier, late, None);
+    }
+    while !waits.is_empty() {
+        for (snapshot, number, of) in waits {
+            assert_eq!((snapshot, of), (later, Some(other)), "it goes on with the same: {number}");
+            joining.member.part(joining.now, later, number, part(number, other));
+        }
+        waits = asks(&mut joining);
+    }
+    assert!(joining.out.iter().any(|command| matches!(command, Command::Bounds { .. })), "it has the state");
 }

@@ -165,8 +165,8 @@ enum Happens {
     Changed,
     Read { generation: u64, sequence: u64, at: Millis, bytes: Vec<u8> },
     ReadingEnded,
-    Ask { part: u8, of: Option<Incarnation> },
-    Part { part: u8, answer: Option<(Incarnation, Vec<u8>)> },
+    Ask { snapshot: u64, part: u8, of: Option<Incarnation> },
+    Part { snapshot: u64, part: u8, answer: Option<(Incarnation, Vec<u8>)> },
     Close { number: u32 },
 }
 
@@ -320,7 +320,7 @@ impl World {
                     }
                 }
                 Happens::Api(command) => self.api(node, life, &command),
-                Happens::Ask { part, of } => self.ask(node, life, part, of),
+                Happens::Ask { snapshot, part, of } => self.ask((node, life), snapshot, part, of),
                 happens if life != self.life_of(node) => drop(happens),
                 happens if frozen => {
                     let delay = self.frozen_until[node] - self.now + STEP;

@@ -46,9 +46,9 @@ impl World {
                     let process = self.processes[node].as_mut().expect("it has just spoken");
                     process.reader = Some(ReaderAt { generation: self.counter, next: from, log, last_at: self.now });
                 }
-                Command::Ask { part, of } => {
+                Command::Ask { snapshot, part, of } => {
                     let delay = self.random.below(60);
-                    self.at(delay, node, Happens::Ask { part, of });
+                    self.at(delay, node, Happens::Ask { snapshot, part, of });
                 }
                 Command::Superseded | Command::Left => {
                     self.processes[node].as_mut().expect("it has just spoken").ended = true;
@@ -127,7 +127,7 @@ impl World {
         self.at(delay, node, answer);
     }
 
-    pub(super) fn ask(&mut self, node: usize, life: u64, part: u8, of: Option<Incarnation>) {
+    pub(super) fn ask(&mut self, (node, life): (usize, u64), snapshot: u64, part: u8, of: Option<Incarnation>) {
         if life != self.life_of(node) {
             return;
         }
@@ -143,7 +143,7 @@ impl World {
         }
         if tellers.is_empty() || !self.reaches(node) || self.random.chance(self.loss / 20) {
             let delay = if tellers.is_empty() { 40 } else { 2_000 };
-            return self.at(delay, node, Happens::Part { part, answer: None });
+            return self.at(delay, node, Happens::Part { snapshot, part, answer: None });
         }
         let (teller, incarnation) = tellers[self.random.below(tellers.len() as u64) as usize];
         let process = self.processes[teller].as_ref().expect("it has the state");
@@ -152,7 +152,7 @@ impl World {
         let bytes = encode_part(&presence.state, head);
         drop(presence);
         let delay = self.random.below(60);
-        self.at(delay, node, Happens::Part { part, answer: Some((incarnation, bytes)) });
+        self.at(delay, node, Happens::Part { snapshot, part, answer: Some((incarnation, bytes)) });
     }
 
     pub(super) fn happens(&mut self, node: usize, happens: Happens) {
@@ -169,7 +169,7 @@ impl World {
                 }
             }
             Happens::ReadingEnded => process.member.reading_ended(own, &mut out),
-            Happens::Part { part, answer } => process.member.part(own, part, answer),
+            Happens::Part { snapshot, part, answer } => process.member.part(own, snapshot, part, answer),
             Happens::Close { number } => {
                 if let Some(open) = self.open.remove(&(node, number)) {
                     let uid = uid_of(open.uid);

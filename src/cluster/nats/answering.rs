@@ -1,7 +1,7 @@
 //! What others ask of this node, for one of its lives.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -42,11 +42,16 @@ const LISTINGS_MAX: usize = 64;
 const LISTING_IDLE: Duration = Duration::from_secs(60);
 
 /// Answers until it is dropped.
-pub(super) struct Answering(Vec<AbortHandle>);
+pub(super) struct Answering {
+    /// What is asked of the node itself.
+    own: [AbortHandle; 2],
+    /// What may be asked of any that has the state.
+    state: [AbortHandle; 2],
+}
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.iter().for_each(AbortHandle::abort);
+        self.own.iter().chain(&self.state).for_each(AbortHandle::abort);
     }
 }
 
@@ -56,8 +61,11 @@ struct Desk {
     node: Arc<Node>,
     incarnation: Incarnation,
     requests: mpsc::Sender<Inbound>,
-    listings: Arc<Mutex<HashMap<u64, Listing>>>,
+    listings: Arc<Listings>,
 }
+
+#[derive(Default)]
+struct Listings(Mutex<HashMap<u64, Listing>>);
 
 struct Listing {
     pages: mpsc::Receiver<Vec<Session>>,
@@ -81,17 +89,37 @@ impl Answering {
             listings: Arc::default(),
         };
         let (all, own) = (subjects.snap(), subjects.snap_of(incarnation));
-        Self(vec![
-            tokio::spawn(desk.clone().answer(subjects.to(incarnation))).abort_handle(),
-            tokio::spawn(desk.clone().tell_state(all.clone(), Some(all))).abort_handle(),
-            tokio::spawn(desk.tell_state(own, None)).abort_handle(),
-        ])
+        Self {
+            own: [
+                tokio::spawn(desk.listings.clone().end_idle()).abort_handle(),
+                tokio::spawn(desk.clone().answer(subjects.to(incarnation))).abort_handle(),
+            ],
+            state: [
+                tokio::spawn(desk.clone().tell_state(all.clone(), Some(all))).abort_handle(),
+                tokio::spawn(desk.tell_state(own, None)).abort_handle(),
+            ],
+        }
     }
 
     /// Only what is asked of the node itself is answered from now on.
-    pub(super) fn without_state(mut self) -> Self {
-        self.0.drain(1..).for_each(|told| told.abort());
+    pub(super) fn without_state(self) -> Self {
+        self.state.iter().for_each(AbortHandle::abort);
         self
+    }
+}
+
+impl Listings {
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Listing>> {
+        self.0.lock().expect("nobody panics while holding the listings")
+    }
+
+    /// Ends those that nobody asks for more.
+    async fn end_idle(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LISTING_IDLE / 4).await;
+            let now = Instant::now();
+            self.open().retain(|_, open| now < open.asked + LISTING_IDLE);
+        }
     }
 }
 
@@ -190,7 +218,7 @@ impl Desk {
                 self.page(listing, pages).await
             }
             Question::More { listing } => {
-                let open = self.listings().remove(&listing)?;
+                let open = self.listings.open().remove(&listing)?;
                 self.page(listing, open.pages).await
             }
         }
@@ -206,20 +234,14 @@ impl Desk {
         let page = pages.recv().await;
         let more = page.is_some();
         if more {
-            let mut listings = self.listings();
-            let now = Instant::now();
-            listings.retain(|_, open| now < open.asked + LISTING_IDLE);
+            let mut listings = self.listings.open();
             if listings.len() >= LISTINGS_MAX {
                 let oldest = listings.iter().min_by_key(|(_, open)| open.asked).map(|(listing, _)| *listing);
                 oldest.map(|oldest| listings.remove(&oldest));
             }
-            listings.insert(listing, Listing { pages, asked: now });
+            listings.insert(listing, Listing { pages, asked: Instant::now() });
         }
         Some(questions::page(&page.unwrap_or_default(), more))
-    }
-
-    fn listings(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Listing>> {
-        self.listings.lock().expect("nobody panics while holding the listings")
     }
 
     /// Tells parts of the state to who joins.

@@ -40,6 +40,7 @@ fn exit_of(ended: Ended) -> Result<Exit, Failure> {
     match ended {
         Ended::Stopped => Ok(Exit::Done),
         Ended::Superseded => Ok(Exit::No),
+        Ended::Broken => Err(Failure::new(Exit::No, "cluster: this node's part in it has broken down")),
         Ended::Refused(why) => Err(Failure::new(Exit::No, format!("cluster: {why}"))),
     }
 }

@@ -242,6 +242,13 @@ impl Member {
         }
     }
 
+    /// The log can't be read now.
+    pub(crate) fn reading_failed(&mut self, now: Micros) {
+        if matches!(self.step, Step::Following | Step::Listening { .. }) {
+            self.retry(now);
+        }
+    }
+
     /// A message of the log. Out of order, it is a gap.
     pub(crate) fn message(&mut self, now: Micros, sequence: u64, at: Millis, bytes: &[u8], out: &mut Vec<Command>) {
         if let Step::Listening { after } = self.step {

@@ -274,8 +274,15 @@ pub(crate) struct Joining {
     driver: Driver,
     link: mpsc::Receiver<Event>,
     answered: mpsc::Receiver<Answer>,
-    reads: mpsc::Receiver<(u64, Option<Read>)>,
+    reads: mpsc::Receiver<(u64, Reading)>,
     left: Arc<Notify>,
+}
+
+/// What comes of reading the log.
+enum Reading {
+    Message(Read),
+    /// There is a gap, nothing comes any more, or it can't be read.
+    Over(Result<(), Failed>),
 }
 
 /// What was asked of the engine, and came.
@@ -296,7 +303,7 @@ struct Driver {
     requests: mpsc::Sender<Inbound>,
     began: Instant,
     answers: mpsc::Sender<Answer>,
-    read: mpsc::Sender<(u64, Option<Read>)>,
+    read: mpsc::Sender<(u64, Reading)>,
     reader: Option<AbortHandle>,
     /// Which reading is the latest: what others read is void.
     generation: u64,
@@ -399,18 +406,21 @@ impl Driver {
         }
     }
 
-    fn fold(&mut self, batch: &mut Vec<(u64, Option<Read>)>, out: &mut Vec<Command>) {
+    fn fold(&mut self, batch: &mut Vec<(u64, Reading)>, out: &mut Vec<Command>) {
         for (generation, read) in batch.drain(..) {
             if generation != self.generation {
                 continue;
             }
             let now = self.now();
             match read {
-                Some(Read { sequence, at, bytes }) => {
+                Reading::Message(Read { sequence, at, bytes }) => {
                     (self.on_sequence)(sequence);
                     self.member.message(now, sequence, at, &bytes, out);
                 }
-                None => self.member.reading_ended(now, out),
+                Reading::Over(over) => match self.note_failed(over) {
+                    Ok(()) => self.member.reading_ended(now, out),
+                    Err(_) => self.member.reading_failed(now),
+                },
             }
         }
     }
@@ -475,10 +485,10 @@ impl Driver {
         let reading = tokio::spawn(async move {
             let each = |message| {
                 let read = read.clone();
-                async move { read.send((generation, Some(message))).await.is_ok() }
+                async move { read.send((generation, Reading::Message(message))).await.is_ok() }
             };
-            api.read(from, each).await;
-            _ = read.send((generation, None)).await;
+            let over = api.read(from, each).await;
+            _ = read.send((generation, Reading::Over(over))).await;
         });
         self.reader = Some(reading.abort_handle());
     }

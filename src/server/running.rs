@@ -91,6 +91,8 @@ pub enum Ended {
     Superseded,
     /// At its start the cluster didn't take it as it is: why.
     Refused(String),
+    /// Its part in the cluster has broken down, by a fault of the program.
+    Broken,
 }
 
 /// Tells a running gateway to stop. Cheap to clone.

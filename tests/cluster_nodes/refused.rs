@@ -162,3 +162,42 @@ async fn a_node_that_may_not_write_to_the_log_says_which_permission_it_lacks_onc
     let refused = node.process.stderr.seen.iter().filter(|line| line.contains("Permissions Violation"));
     assert_eq!(refused.count(), 1, "{:#?}", node.process.stderr.seen);
 }
+
+#[tokio::test]
+async fn a_node_whose_servers_keep_no_log_says_so_and_joins_when_they_do() {
+    let Some(mut nats) = Nats::with(1, |_| "jetstream: disabled".to_owned()).await else { return };
+    let home = Home::new();
+    let mut node = TestGateway::of(spawn(&home, &nats.urls(), "node-1", &[])).await;
+    let line = node.process.stderr.until("the cluster's servers refuse it").await;
+    assert!(line.contains("nobody answers for JetStream"), "{line}");
+    assert_eq!(readyz(&node).await, 503);
+    nats.reconfigure(0, "");
+    nats.kill(0);
+    nats.restart(0).await;
+    is_ready(&node).await;
+}
+
+#[tokio::test]
+async fn a_node_that_may_not_read_the_log_says_why_once_and_tries_again_after_a_while() {
+    // Of two accounts, theirs may have one reader.
+    let accounts = "accounts { gateways { users: [ { user: plex, password: hush } ], \
+                    jetstream: { max_streams: 1, max_consumers: 1, max_file: 1GiB, max_memory: 64MiB } } }";
+    let Some(nats) = Nats::with(1, |_| accounts.to_owned()).await else { return };
+    let (one, other) = (Home::new(), Home::new());
+    let sets = [&one, &other].map(|home| format!("cluster.password_file={}", home.write("password", "hush")));
+    let mut nodes = Vec::new();
+    for (home, (name, password)) in [&one, &other].into_iter().zip(["node-1", "node-2"].into_iter().zip(&sets)) {
+        nodes.push(TestGateway::of(spawn(home, &nats.urls(), name, &["cluster.user=plex", password])).await);
+        if name == "node-1" {
+            is_ready(&nodes[0]).await;
+        }
+    }
+    let line = nodes[1].process.stderr.until("the cluster's servers refuse it").await;
+    assert!(line.contains("can't be read") && line.contains("consumers"), "{line}");
+    assert_eq!(readyz(&nodes[1]).await, 503);
+    // The place of the reader that has gone is free.
+    nodes.remove(0);
+    is_ready(&nodes[0]).await;
+    let refused = nodes[0].process.stderr.seen.iter().filter(|line| line.contains("can't be read"));
+    assert_eq!(refused.count(), 1, "{:#?}", nodes[0].process.stderr.seen);
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, Message as NatsMessage, Subscriber};
+use async_nats::{Client, Message as NatsMessage, Subscriber, client::RequestErrorKind};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Deserialize;
@@ -54,6 +54,14 @@ struct ApiError {
     description: Option<String>,
 }
 
+impl ApiError {
+    fn refused(self, what: &str) -> Failed {
+        let code = self.err_code.unwrap_or_default();
+        let why = self.description.unwrap_or_default();
+        Failed::Refused(format!("{what}: {why} ({code})"))
+    }
+}
+
 #[derive(Debug, Deserialize)]
 struct Config {
     #[serde(default)]
@@ -89,8 +97,14 @@ impl Api {
     async fn ask(&self, subject: String, request: Option<Value>, wait: Duration) -> Result<Answer, Failed> {
         let payload = request.map_or_else(Bytes::new, |request| request.to_string().into());
         let request = async_nats::Request::new().payload(payload).timeout(Some(wait));
-        let message = self.client.send_request(subject, request).await.map_err(|_| Failed::Away)?;
-        serde_json::from_slice(&message.payload).map_err(|_| Failed::Away)
+        match self.client.send_request(subject, request).await {
+            Ok(message) => serde_json::from_slice(&message.payload).map_err(|_| Failed::Away),
+            Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                let why = "nobody answers for JetStream: the servers have none, this user has no part in it, or it is starting";
+                Err(Failed::Refused(why.to_owned()))
+            }
+            Err(_) => Err(Failed::Away),
+        }
     }
 
     /// Where the log begins and ends; `None`: there is none.
@@ -117,26 +131,31 @@ impl Api {
         match answer.error {
             None => Ok(()),
             Some(error) if error.err_code == Some(NAME_IN_USE) => Ok(()),
-            Some(error) => {
-                let why = error.description.unwrap_or_default();
-                Err(Failed::Refused(format!("the stream {stream} can't be made: {why}")))
-            }
+            Some(error) => Err(error.refused(&format!("the stream {stream} can't be made"))),
         }
     }
 
     /// Deletes the log, if it is still that one.
     pub(super) async fn discard(&self, log: LogIdentity) -> Result<(), Failed> {
         if self.bounds().await?.is_some_and(|bounds| bounds.log == log) {
-            self.ask(format!("$JS.API.STREAM.DELETE.{}", self.subjects.stream), None, ANSWER).await?;
+            let stream = &self.subjects.stream;
+            let answer = self.ask(format!("$JS.API.STREAM.DELETE.{stream}"), None, ANSWER).await?;
+            if let Some(error) = answer.error.filter(|error| error.err_code != Some(NO_SUCH_STREAM)) {
+                return Err(error.refused(&format!("the stream {stream} can't be deleted")));
+            }
         }
         Ok(())
     }
 
     /// Reads from that sequence on, until there is a gap, or nothing comes any more. Each message goes to `each`, in order;
     /// false from it ends the reading.
-    pub(super) async fn read<F: Future<Output = bool>>(&self, from: u64, each: impl FnMut(Read) -> F) {
+    pub(super) async fn read<F: Future<Output = bool>>(
+        &self,
+        from: u64,
+        each: impl FnMut(Read) -> F,
+    ) -> Result<(), Failed> {
         let inbox = self.client.new_inbox();
-        let Ok(mut messages) = self.client.subscribe(inbox.clone()).await else { return };
+        let mut messages = self.client.subscribe(inbox.clone()).await.map_err(|_| Failed::Away)?;
         let stream = &self.subjects.stream;
         let request = json!({
             "stream_name": stream,
@@ -153,12 +172,21 @@ impl Api {
                 "inactive_threshold": 5_000_000_000_u64,
             }
         });
-        let made = self.ask(format!("$JS.API.CONSUMER.CREATE.{stream}"), Some(request), ANSWER).await;
-        let Ok(Answer { error: None, name: Some(name), .. }) = made else { return };
+        let made = self.ask(format!("$JS.API.CONSUMER.CREATE.{stream}"), Some(request), ANSWER).await?;
+        let name = match made {
+            Answer { error: None, name: Some(name), .. } => name,
+            // It has gone since it was asked for.
+            Answer { error: Some(error), .. } if error.err_code == Some(NO_SUCH_STREAM) => return Ok(()),
+            Answer { error: Some(error), .. } => {
+                return Err(error.refused(&format!("the stream {stream} can't be read")));
+            }
+            Answer { .. } => return Err(Failed::Away),
+        };
         self.read_messages(&mut messages, from, each).await;
         let subject = format!("$JS.API.CONSUMER.DELETE.{stream}.{name}");
         // Else the engine ends it by itself in a while.
         _ = self.ask(subject, None, ANSWER).await;
+        Ok(())
     }
 
     async fn read_messages<F: Future<Output = bool>>(
@@ -203,7 +231,8 @@ impl Api {
 /// What the engine tells of the log; `None`: there is none.
 fn bounds_of(answer: Answer) -> Result<Option<Bounds>, Failed> {
     if let Some(error) = answer.error {
-        return if error.err_code == Some(NO_SUCH_STREAM) { Ok(None) } else { Err(Failed::Away) };
+        let is_missing = error.err_code == Some(NO_SUCH_STREAM);
+        return if is_missing { Ok(None) } else { Err(error.refused("the stream can't be asked for")) };
     }
     let (Some(created), Some(config), Some(state)) = (answer.created, answer.config, answer.state) else {
         return Err(Failed::Away);
@@ -264,9 +293,10 @@ mod tests {
         assert_eq!((bounds.made_from, bounds.first, bounds.last), (5, 7, 9));
         // Whatever else it says, it may say something else later.
         assert_eq!(told(json!({"error": {"err_code": 10_059}})), Ok(None));
-        for away in [json!({"error": {"err_code": 10_008}}), json!({})] {
-            assert_eq!(told(away), Err(Failed::Away));
-        }
+        let why = "JetStream system temporarily unavailable";
+        let refused = told(json!({"error": {"err_code": 10_008, "description": why}}));
+        assert_eq!(refused, Err(Failed::Refused(format!("the stream can't be asked for: {why} (10008)"))));
+        assert_eq!(told(json!({})), Err(Failed::Away));
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl Driver {
         match &answer {
             Err(Failed::Unfit(why)) => self.refuse(why, "the cluster's servers won't do"),
             Err(Failed::Refused(why)) if self.refusals.is_new(why) => {
-                tracing::error!(%why, "the cluster's servers won't do");
+                tracing::error!(%why, "the cluster's servers refuse it, it is tried again");
             }
             _ => {}
         }

@@ -67,7 +67,9 @@ impl Part {
         match over {
             Ok(Over::Superseded) => Some(Ended::Superseded),
             Ok(Over::Refused(why)) => Some(Ended::Refused(why)),
-            Ok(Over::Left) | Err(_) => None,
+            Ok(Over::Left) => None,
+            // A panic, which the hook has told: presence would stay as it is for ever.
+            Err(_) => Some(Ended::Broken),
         }
     }
 }

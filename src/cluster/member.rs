@@ -284,6 +284,9 @@ impl Member {
         if matches!(message, Some(Message::Reset { .. })) {
             self.await_those_who_were_live();
         }
+        if self.clock.read(now, at) {
+            self.outgoing.set_skew(self.clock.skew_ms());
+        }
         let counted = self.counts(message.as_ref());
         self.node.fold(sequence, at, message.as_ref(), &mut effects);
         let own = self.life;

@@ -231,9 +231,8 @@ pub(crate) async fn join(
     let engine = Nats { outgoing: outgoing.clone(), bus: bus.clone(), began, base, left: left.clone() };
     let (closes, requests, inbox) = Inbox::new();
     let node = Arc::new(Node::new(name, Arc::new(engine), false, closes, options));
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let member = Settings {
-        start: u64::try_from(since.as_micros()).unwrap_or(u64::MAX),
+        start: unix_micros(),
         heartbeat: settings.heartbeat,
         dead_after: settings.dead_after,
         gather: settings.gather,
@@ -443,6 +442,8 @@ impl Driver {
                     self.spawn(move |api| async move { Answer::Bounds(ask, api.bounds().await) });
                 }
                 Command::Create { first } => {
+                    // The node's own clock may have stood still, with the machine.
+                    let first = first.max(unix_micros());
                     tracing::info!(first, "making the presence log");
                     self.spawn(move |api| async move { Answer::Changed(api.create(first).await) });
                 }
@@ -492,6 +493,12 @@ impl Driver {
         });
         self.reader = Some(reading.abort_handle());
     }
+}
+
+/// What the machine's clock says, in µs.
+fn unix_micros() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 struct Abort(AbortHandle);

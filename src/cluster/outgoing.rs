@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use hashbrown::HashMap;
@@ -17,14 +20,18 @@ use super::{
     wire::{RECORD_BYTES_MAX, encode_record},
 };
 
+/// How many claims of a node that gets in are put under one lock.
+const CHUNK: usize = 1_024;
 /// The longest record that waits here: a claim of the longest uid.
 const RECORD_MAX: usize = 3 + 4 + 4 + 8 + 1 + 255;
 
 /// What waits. Bounded by the connections that the node holds, and those that the log still has of it: a claim that
 /// hasn't left is taken back by its release, and passes its place on to the claim that replaces it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Outgoing {
     queue: Mutex<Queue>,
+    /// What the log's clock is ahead of the node's, in ms, as far as is known.
+    skew: AtomicI64,
     /// Something waits that didn't.
     pub(crate) woken: Notify,
 }
@@ -45,17 +52,29 @@ struct Queue {
     leaves: bool,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Held {
     uid: Uid,
     /// On the node's own clock.
     accepted: Millis,
+    /// The least that the log's clock was ahead of that when it was accepted or claimed: where the node's clock has stood
+    /// still for a while, with the machine, its connections get no younger by it.
+    skew: i64,
 }
 
 #[derive(Debug)]
 enum Waiting {
     Claim { number: ConnectionNumber, replaces: Option<ConnectionNumber> },
     Release { uid: Uid, number: ConnectionNumber, reason: EndReason },
+}
+
+/// Before the log's clock is known.
+const UNKNOWN: i64 = i64::MAX;
+
+impl Default for Outgoing {
+    fn default() -> Self {
+        Self { queue: Mutex::default(), skew: AtomicI64::new(UNKNOWN), woken: Notify::new() }
+    }
 }
 
 impl Outgoing {
@@ -66,8 +85,9 @@ impl Outgoing {
         replaces: Option<ConnectionNumber>,
         accepted: Millis,
     ) {
+        let skew = self.skew.load(Ordering::Relaxed);
         let mut queue = self.queue();
-        queue.held.insert(number, Held { uid: uid.clone(), accepted });
+        queue.held.insert(number, Held { uid: uid.clone(), accepted, skew });
         let replaced_was_held = replaces.is_some_and(|old| queue.held.remove(&old).is_some());
         if !queue.is_in {
             return;
@@ -118,11 +138,21 @@ impl Outgoing {
         queue.clear();
         queue.is_in = true;
         let mut held: Vec<_> = queue.held.iter().map(|(number, held)| (held.accepted, *number)).collect();
+        let places = queue.next..queue.next + held.len() as u64;
+        queue.next = places.end;
+        drop(queue);
         // Oldest first, so that the newest of a uid stays.
         held.sort_unstable();
-        for (_, number) in held {
-            let place = queue.push(Waiting::Claim { number, replaces: None });
-            queue.claims.insert(number, place);
+        let held: Vec<_> = places.zip(held).collect();
+        for some in held.chunks(CHUNK) {
+            let mut queue = self.queue();
+            for &(place, (_, number)) in some {
+                // Unless it has gone meanwhile.
+                if queue.held.contains_key(&number) {
+                    queue.waiting.insert(place, Waiting::Claim { number, replaces: None });
+                    queue.claims.insert(number, place);
+                }
+            }
         }
     }
 
@@ -189,9 +219,19 @@ impl Outgoing {
         std::mem::take(&mut self.queue().barriers)
     }
 
-    /// Appends what waits to a batch that has `count` records, as much as fits. `skew` is what the log's clock is ahead of
-    /// the node's, in ms.
-    pub(crate) fn take(&self, mut count: usize, skew: i64, out: &mut Vec<u8>) {
+    /// Says what the log's clock is ahead of the node's, in ms.
+    pub(crate) fn set_skew(&self, skew: i64) {
+        self.skew.store(skew, Ordering::Relaxed);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn skew(&self) -> i64 {
+        self.skew.load(Ordering::Relaxed)
+    }
+
+    /// Appends what waits to a batch that has `count` records, as much as fits. The log's clock is known.
+    pub(crate) fn take(&self, mut count: usize, out: &mut Vec<u8>) {
+        let skew = self.skew.load(Ordering::Relaxed);
         let mut queue = self.queue();
         while count < RECORDS_MAX && out.len() + RECORD_MAX <= RECORD_BYTES_MAX {
             let Some((_, waiting)) = queue.waiting.pop_first() else { break };
@@ -199,9 +239,10 @@ impl Outgoing {
                 Waiting::Claim { number, replaces } => {
                     queue.claims.remove(&number);
                     // Displaced before it was claimed.
-                    let Some(Held { uid, accepted }) = queue.held.get(&number).cloned() else { continue };
-                    let accepted = Millis(accepted.0.saturating_add_signed(skew));
-                    Record::Claim { uid, number, replaces, accepted }
+                    let Some(held) = queue.held.get_mut(&number) else { continue };
+                    held.skew = held.skew.min(skew);
+                    let accepted = Millis(held.accepted.0.saturating_add_signed(held.skew));
+                    Record::Claim { uid: held.uid.clone(), number, replaces, accepted }
                 }
                 Waiting::Release { uid, number, reason } => Record::Release { uid, number, reason },
             };
@@ -232,6 +273,10 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::{
+        fold::{Incarnation, Message},
+        wire,
+    };
 
     #[test]
     fn who_has_given_up_waiting_leaves_nothing_behind() {
@@ -257,5 +302,49 @@ mod tests {
         assert_eq!(outgoing.len(), 1, "each passes its place on to the next");
         outgoing.release(&uid, ConnectionNumber(1_000), EndReason::Closed);
         assert_eq!(outgoing.len(), 0);
+    }
+
+    /// When those that are claimed were accepted, told with that skew.
+    fn claimed(outgoing: &Outgoing, skew: i64) -> Vec<(u32, u64)> {
+        let mut told = Vec::new();
+        outgoing.set_skew(skew);
+        outgoing.take(0, &mut told);
+        let batch = wire::decode(&wire::encode_batch(Incarnation(1), 1, 0, &told));
+        let Ok(Message::Batch { records, .. }) = batch else { panic!("{batch:?}") };
+        let claims = records.iter().filter_map(|record| match record {
+            Record::Claim { number, accepted, .. } => Some((number.0, accepted.0)),
+            _ => None,
+        });
+        claims.collect()
+    }
+
+    #[test]
+    fn a_connection_gets_no_younger_while_the_clock_of_its_node_stands_still() {
+        let outgoing = Outgoing::default();
+        outgoing.claim(&Uid::new("a").unwrap(), ConnectionNumber(1), None, Millis(100_000));
+        for (skew, accepted) in [(5, 100_005), (60_000, 100_005), (-7, 99_993), (5, 99_993)] {
+            outgoing.enter();
+            assert_eq!(claimed(&outgoing, skew), [(1, accepted)], "{skew}");
+        }
+        // Accepted before, and told only afterwards.
+        outgoing.claim(&Uid::new("b").unwrap(), ConnectionNumber(2), None, Millis(200_000));
+        assert_eq!(claimed(&outgoing, 70_000), [(2, 200_005)]);
+    }
+
+    #[test]
+    fn who_gets_in_claims_all_that_is_held_oldest_first() {
+        let outgoing = Outgoing::default();
+        for number in 1..=2_500 {
+            let uid = Uid::new(&format!("u{number}")).unwrap();
+            outgoing.claim(&uid, ConnectionNumber(number), None, Millis(10_000 - u64::from(number)));
+        }
+        outgoing.enter();
+        outgoing.release(&Uid::new("u7").unwrap(), ConnectionNumber(7), EndReason::Closed);
+        let mut told = Vec::new();
+        while outgoing.len() > 0 {
+            told.extend(claimed(&outgoing, 0));
+        }
+        let expected = (1..=2_500).rev().filter(|number| *number != 7);
+        assert_eq!(told, expected.map(|number| (number, 10_000 - u64::from(number))).collect::<Vec<_>>());
     }
 }

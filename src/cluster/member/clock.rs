@@ -42,6 +42,19 @@ impl LogClock {
         }
     }
 
+    /// A message was read that the log took at `at`: it isn't earlier now. So the node's clock may have stood still, with the
+    /// machine, and who comes then isn't taken for older than it is. Tells whether more is known by that.
+    pub(crate) fn read(&mut self, now: Micros, at: Millis) -> bool {
+        let least = at.0 as i64 - self.wall(now).0 as i64;
+        match &mut self.skew {
+            Some((skew, _)) if *skew < least => {
+                *skew = least;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Whether it is known well enough to tell how old a connection is.
     pub(crate) fn is_known(&self) -> bool {
         self.skew.is_some_and(|(_, took)| took < TOLD_BELOW || self.late >= TRIES)

@@ -104,7 +104,7 @@ impl Member {
             wire::encode_record(&Record::Dead { incarnation, next: self.next_number + 1 }, &mut records);
             self.last_word_sent = true;
         } else {
-            self.outgoing.take(count, self.clock.skew_ms(), &mut records);
+            self.outgoing.take(count, &mut records);
         }
         if self.claimed_by == Some(None) && self.outgoing.len() == 0 {
             self.claimed_by = Some(Some(self.next_number));
@@ -143,6 +143,7 @@ impl Member {
         if sent <= now {
             self.lag_ms = u32::try_from((now - sent) / 1_000).unwrap_or(u32::MAX);
             self.clock.read_back(now, sent, at);
+            self.outgoing.set_skew(self.clock.skew_ms());
         }
         if self.standing() == Standing::Still {
             self.stand(Standing::InStep);

@@ -27,6 +27,8 @@ const UIDS: usize = 20;
 const STEP: u64 = 50;
 const STEPS: u64 = 2_400;
 const QUIET: u64 = 1_200;
+/// How long a connection whose age can't be told may matter to others of its uid: until it is closed, mostly.
+const AGELESS: u64 = 30_000;
 /// Of two logins of a uid within this time either may win: the second that the rule gives, and what the log's clock
 /// isn't known by.
 const CLOSE_LOGINS: u64 = 1_900;
@@ -80,7 +82,10 @@ impl Random {
 }
 
 /// Takes a node's words; the world does the rest.
-struct Words(Arc<Outgoing>, Clock);
+struct Words(Arc<Outgoing>, Clock, Stood);
+
+/// For how long the clock of a process has stood still, in ms.
+type Stood = Arc<AtomicU64>;
 
 impl EngineSeam for Words {
     fn claim(
@@ -103,7 +108,7 @@ impl EngineSeam for Words {
     }
 
     fn now(&self) -> Millis {
-        Millis(self.1.0.load(Ordering::Relaxed))
+        Millis(self.1.0.load(Ordering::Relaxed) - self.2.load(Ordering::Relaxed))
     }
 
     fn send(&self, _: Incarnation, _: Inbound) -> bool {
@@ -131,6 +136,8 @@ struct Process {
     inbox: Inbox,
     /// The world's time at which its own clock was 0.
     begun: u64,
+    stood: Stood,
+    outgoing: Arc<Outgoing>,
     /// Told by this process since its start.
     follower: Follower,
     linked: bool,
@@ -140,6 +147,13 @@ struct Process {
     /// Until when each direction delivers in order.
     last_out: u64,
     ended: bool,
+}
+
+impl Process {
+    /// In µs.
+    fn own_clock(&self, now: u64) -> u64 {
+        (now - self.begun - self.stood.load(Ordering::Relaxed)) * 1_000
+    }
 }
 
 struct ReaderAt {
@@ -181,6 +195,10 @@ pub(super) struct World {
     processes: Vec<Option<Process>>,
     lives: u64,
     frozen_until: [u64; NODES],
+    /// While it is frozen: with its clock.
+    machine_stands: [bool; NODES],
+    /// Of connections that were accepted right before or after that nobody can tell how old they are.
+    ageless: BTreeSet<u32>,
     cut_until: [u64; NODES],
     engine_back: u64,
     loss: u64,
@@ -216,6 +234,8 @@ impl World {
             processes: (0..NODES).map(|_| None).collect(),
             lives: 0,
             frozen_until: [0; NODES],
+            machine_stands: [false; NODES],
+            ageless: BTreeSet::new(),
             cut_until: [0; NODES],
             engine_back: 0,
             numbers: 0,
@@ -263,7 +283,8 @@ impl World {
         let outgoing = Arc::new(Outgoing::default());
         let (closes, _, inbox) = Inbox::new();
         let options = Options { connections_per_uid: self.connections_per_uid, history: 1 << 20, ..options() };
-        let words = Arc::new(Words(outgoing.clone(), self.clock.clone()));
+        let stood = Stood::default();
+        let words = Arc::new(Words(outgoing.clone(), self.clock.clone(), stood.clone()));
         let inner = Node::new(name(&format!("n{node}")), words, false, closes, options);
         inner.change(|presence| {
             presence.state = std::mem::replace(&mut presence.state, State::new(1)).with_rules(self.rules)
@@ -291,6 +312,8 @@ impl World {
             cluster,
             inbox,
             begun: self.now,
+            stood,
+            outgoing,
             follower,
             linked: true,
             reader: None,
@@ -305,6 +328,12 @@ impl World {
         self.now += STEP;
         self.clock.set(self.now);
         tokio::time::advance(Duration::from_millis(STEP)).await;
+        for node in 0..NODES {
+            let stands = self.machine_stands[node] && self.now < self.frozen_until[node];
+            if let Some(process) = self.processes[node].as_ref().filter(|_| stands) {
+                process.stood.fetch_add(STEP, Ordering::Relaxed);
+            }
+        }
         self.read_log();
         while let Some(entry) = self.events.first_entry() {
             if entry.key().0 > self.now {
@@ -342,7 +371,7 @@ impl World {
         let reaches = self.reaches(node);
         let now = self.now;
         let Some(process) = &mut self.processes[node] else { return };
-        let own = (now - process.begun) * 1_000;
+        let own = process.own_clock(now);
         let mut out = Vec::new();
         if reaches && !process.linked {
             process.linked = true;

@@ -26,7 +26,11 @@ impl World {
         let newer = self.logins.iter().filter(|(other, accepted)| {
             **other != number && accepted.0 == gone.uid && accepted.1 + close > gone.accepted
         });
-        if newer.count() == 0 {
+        let ageless = self.ageless.iter().any(|number| {
+            let (uid, accepted) = self.logins[number];
+            uid == gone.uid && accepted + AGELESS > gone.accepted
+        });
+        if newer.count() == 0 && !ageless {
             let others: Vec<_> = self.open.iter().filter(|(_, open)| open.uid == gone.uid).collect();
             self.broken(format!("an older connection took the place of {node}:{number}, {gone:?}: {others:?}"));
         }

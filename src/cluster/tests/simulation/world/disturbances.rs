@@ -31,7 +31,15 @@ impl World {
             }
             400..406 => self.crash(node),
             406..425 if self.processes[node].is_none() => self.start(node),
-            425..428 => self.frozen_until[node] = self.now + 500 + self.random.below(12_000),
+            425..428 => {
+                self.frozen_until[node] = self.now + 500 + self.random.below(12_000);
+                self.machine_stands[node] = self.random.chance(400);
+                if self.machine_stands[node] {
+                    let own = self.open.iter().filter(|((holder, _), _)| *holder == node);
+                    let last = own.filter(|(_, open)| self.now <= open.accepted + CLOSE_LOGINS);
+                    self.ageless.extend(last.map(|((_, number), _)| number));
+                }
+            }
             428..431 => self.cut_until[node] = self.now + 500 + self.random.below(12_000),
             431..433 => {
                 self.engine.up = false;
@@ -74,6 +82,9 @@ impl World {
             return;
         }
         let Some(process) = &self.processes[node] else { return };
+        // It hasn't learned yet for how long its clock has stood still.
+        let log_clock = process.cluster.now().0.saturating_add_signed(process.outgoing.skew());
+        let is_late = process.stood.load(Ordering::Relaxed) > 0 && log_clock + 500 < self.wall().0 + self.engine.ahead;
         let limit = usize::from(self.connections_per_uid);
         let mut own: Vec<_> =
             self.open.iter().filter(|((holder, _), open)| *holder == node && open.uid == uid).collect();
@@ -91,6 +102,9 @@ impl World {
             self.open.remove(&(node, replaced));
         }
         self.logins.insert(number, (uid, self.now));
+        if is_late {
+            self.ageless.insert(number);
+        }
         self.open.insert((node, number), Open { uid, accepted: self.now, half_open: false });
     }
 

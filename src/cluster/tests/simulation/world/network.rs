@@ -100,7 +100,10 @@ impl World {
         if reaches {
             let wall = self.wall();
             match command {
-                Command::Create { first } => self.engine.create(*first, wall),
+                Command::Create { first } => {
+                    let above = self.rules.hold(Rule::Above);
+                    self.engine.create(if above { (wall.0 * 1_000).max(*first) } else { *first }, wall);
+                }
                 Command::Discard(log) if self.engine.stream.as_ref().is_some_and(|stream| stream.log == *log) => {
                     let stream = self.engine.stream.take();
                     if !stream.is_some_and(|stream| stream.rolled_back) {
@@ -158,7 +161,7 @@ impl World {
     pub(super) fn happens(&mut self, node: usize, happens: Happens) {
         let now = self.now;
         let Some(process) = &mut self.processes[node] else { return };
-        let own = (now - process.begun) * 1_000;
+        let own = process.own_clock(now);
         let mut out = Vec::new();
         match happens {
             Happens::Bounds(ask, answer) => process.member.bounds(own, ask, answer, &mut out),

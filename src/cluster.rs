@@ -59,8 +59,8 @@ pub(crate) use watcher::{Update, Watcher};
 /// How many uids are looked up under one lock.
 const LOOK_UP_CHUNK: usize = 256;
 
-/// A node that has said nothing for so long, while others have, is told as silent.
-const SILENT: Duration = Duration::from_millis(1_500);
+/// A node that has said nothing for so many heartbeats, while others have, is told as silent: 1.5 s by default.
+const SILENT_BEATS: u32 = 3;
 
 /// A node's part in presence. Cheap to clone.
 #[derive(Clone)]
@@ -491,7 +491,7 @@ impl Cluster {
     }
 
     fn status_of(&self, live: &Live, told: Millis) -> NodeStatus {
-        let silent = self.reads_late() && told.since(live.heard) > SILENT;
+        let silent = self.reads_late() && told.since(live.heard) > self.0.options().heartbeat * SILENT_BEATS;
         let own = live.incarnation == self.incarnation();
         let card = live.card.as_ref();
         NodeStatus {

@@ -193,6 +193,7 @@ impl Server {
             history: config.presence.history as usize,
             settle: config.presence.settle,
             keepalive: config.presence.keepalive,
+            heartbeat: config.cluster.heartbeat,
             forward_timeout: config.cluster.forward_timeout,
             broadcast_timeout: config.cluster.broadcast_timeout,
         };

@@ -143,6 +143,8 @@ pub(crate) struct Member {
     settings: Settings,
     step: Step,
     life: Life,
+    /// The last life, of which nothing need be left.
+    last_life: Option<Incarnation>,
     attempt: u32,
     /// The log that is followed, and its last message that is folded; `None`: no state.
     followed: Option<(LogIdentity, u64, Millis)>,
@@ -166,6 +168,8 @@ pub(crate) struct Member {
     next_number: u64,
     resent: Micros,
     last_append: Option<Micros>,
+    /// When it last followed the log, where it doesn't.
+    followed_until: Option<Micros>,
     last_beat: Micros,
     /// How many of its own heartbeats were read since the last word of each other node.
     silence: BTreeMap<Incarnation, u32>,
@@ -190,6 +194,7 @@ impl Member {
             settings,
             step: Step::Away,
             life: Life::Out,
+            last_life: None,
             attempt: 0,
             followed: None,
             asked: (0, 0),
@@ -206,6 +211,7 @@ impl Member {
             next_number: 0,
             resent: 0,
             last_append: None,
+            followed_until: None,
             last_beat: 0,
             silence: BTreeMap::new(),
             dead: Vec::new(),
@@ -257,7 +263,7 @@ impl Member {
         let Some((log, folded, folded_at)) = self.followed else { return };
         if self.checks {
             if sequence != folded {
-                return self.ask(now, out);
+                return self.note_gap(now, out);
             }
             self.checks = false;
             if at != folded_at {
@@ -271,10 +277,17 @@ impl Member {
             return;
         }
         if sequence != folded + 1 {
-            return self.ask(now, out);
+            return self.note_gap(now, out);
         }
         self.followed = Some((log, sequence, at));
         self.fold(now, sequence, at, bytes, out);
+    }
+
+    /// What is read isn't what comes next. Until the answer is there no other question is: one that is asked again is void.
+    fn note_gap(&mut self, now: Micros, out: &mut Vec<Command>) {
+        if self.step == Step::Following {
+            self.ask(now, out);
+        }
     }
 
     fn fold(&mut self, now: Micros, sequence: u64, at: Millis, bytes: &[u8], out: &mut Vec<Command>) {
@@ -320,7 +333,6 @@ impl Member {
         if effects.reset {
             // Nobody knows what was before: there is nothing to take in.
             self.loading = None;
-            self.node.change(|presence| presence.standing = Standing::Joining);
         }
         // Its own end, but not by a join of its own that has just counted.
         if let Life::In(incarnation) = own
@@ -386,7 +398,7 @@ impl Member {
     pub(crate) fn deadline(&self, now: Micros) -> Micros {
         let beat = micros(self.settings.heartbeat);
         match self.step {
-            Step::Away => now + beat,
+            Step::Away => now + beat.min(STILL),
             Step::Asking { until: at } | Step::Retrying { at } => at,
             Step::Listening { .. } => self.hello.next_at.max(now + 10 * MILLISECOND).min(now + beat),
             Step::Following if self.loading.is_some() => now + beat,

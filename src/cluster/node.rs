@@ -47,6 +47,8 @@ pub(crate) struct Options {
     pub(crate) settle: Duration,
     /// After how long without an update a watcher gets one with no event.
     pub(crate) keepalive: Duration,
+    /// How often a node gives a sign of life.
+    pub(crate) heartbeat: Duration,
     /// How long the answer of another node may take beyond what the question itself takes.
     pub(crate) forward_timeout: Duration,
     /// The same where every node is asked, or connections have to end first.
@@ -237,6 +239,11 @@ impl Node {
                 *past = effects.void.take().map(|state| Past { state, log: *log });
             }
             void = Some((effects.void.take(), ring.void(end_of(sequence))));
+            if effects.reset {
+                // Before anybody looks: that nobody is online isn't so.
+                *standing = Standing::Joining;
+                self.tell_standing(*standing);
+            }
             watchers.note_all(wakers);
         }
         for told in effects.changes.drain(..) {
@@ -303,7 +310,7 @@ impl Node {
         if guard.standing == Standing::InStep {
             self.was_in_step.store(true, Ordering::Relaxed);
         }
-        self.standing.send_if_modified(|standing| mem::replace(standing, guard.standing) != guard.standing);
+        self.tell_standing(guard.standing);
         let Presence { watchers, wakers, .. } = &mut *guard;
         watchers.wake_all(wakers);
         self.wake(guard);
@@ -337,6 +344,10 @@ impl Node {
         // Dropped without the lock.
         let past = self.presence().past.take();
         drop(past);
+    }
+
+    fn tell_standing(&self, standing: Standing) {
+        self.standing.send_if_modified(|told| mem::replace(told, standing) != standing);
     }
 
     /// Woken without the lock, which is the first thing they take.

@@ -46,6 +46,7 @@ fn options() -> Options {
         history: 1_000,
         settle: Duration::ZERO,
         keepalive: Duration::from_secs(15),
+        heartbeat: Duration::from_millis(500),
         forward_timeout: Duration::from_secs(2),
         broadcast_timeout: Duration::from_secs(30),
     }

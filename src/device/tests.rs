@@ -120,6 +120,7 @@ impl Node {
             history: 1_000,
             settle: Duration::ZERO,
             keepalive: seconds(15),
+            heartbeat: seconds(1),
             forward_timeout: seconds(2),
             broadcast_timeout: seconds(30),
         };

@@ -52,3 +52,20 @@ async fn of_two_processes_with_one_name_the_earlier_ends_with_1_and_the_later_se
     }
     nodes.told_states(0, &[("node-1", "ready"), ("node-2", "ready"), ("node-3", "ready")]).await;
 }
+
+#[tokio::test]
+async fn a_process_that_was_declared_dead_and_replaced_meanwhile_ends_with_1_when_it_comes_back() {
+    let Some(mut nodes) = Gateways::three().await else { return };
+    let mut watches = watches(&mut nodes, &[0]).await;
+    let mut alice = nodes.login(2, "alice").await;
+    watches[0].expect_online("alice").await;
+    nodes.node(2).process.signal("STOP");
+    watches[0].expect_offline("alice", OfflineReason::NodeLost).await;
+    let _later = nodes.start("node-3", &[]).await;
+    nodes.node(2).process.signal("CONT");
+    alice.expect_kick("draining").await;
+    let ended = nodes.take(2).process.finished().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(ended.stderr.contains("another process of this name has joined the cluster"), "{ended:?}");
+    nodes.told_states(0, &[("node-1", "ready"), ("node-2", "ready"), ("node-3", "ready")]).await;
+}

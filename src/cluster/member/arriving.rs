@@ -9,7 +9,7 @@ use super::{
 use crate::{
     cluster::{
         engine::Standing,
-        fold::{Incarnation, Join, Message, SPEAKS},
+        fold::{Incarnation, Join, Live, Message, SPEAKS},
         hosts::Card,
         node::LogIdentity,
         rules::Rule,
@@ -143,7 +143,8 @@ impl Member {
 
     /// Takes in the parts that are exact at `sequence`.
     pub(super) fn take_parts(&mut self, now: Micros, sequence: u64, at: Millis) {
-        let Some(mut loading) = self.loading.take() else { return };
+        // Who waits is woken by a change, and needn't be by each message.
+        let Some(mut loading) = self.loading.take_if(|loading| loading.is_due(sequence)) else { return };
         let mut whole = Ok(false);
         self.node.change(|presence| whole = loading.take(sequence, at, &mut presence.state));
         match whole {
@@ -192,7 +193,7 @@ impl Member {
             }
             return;
         }
-        if join.start > self.settings.start && joined && self.life != Life::Out {
+        if join.start > self.settings.start && joined && self.is_after_last_life(Incarnation(sequence)) {
             return out.push(Command::Superseded);
         }
         if join.start != self.settings.start || join.attempt != self.attempt || self.life != Life::Out {
@@ -204,6 +205,7 @@ impl Member {
             return;
         }
         self.life = Life::In(Incarnation(sequence));
+        self.last_life = Some(Incarnation(sequence));
         self.told_refusal = false;
         self.next_number = 0;
         self.last_append = None;
@@ -219,10 +221,20 @@ impl Member {
         out.push(Command::Joined(Incarnation(sequence)));
     }
 
+    /// Who began after this node has lived, and not before: what is read of the log again doesn't count.
+    fn is_after_last_life(&self, other: Incarnation) -> bool {
+        self.last_life.is_some_and(|last| other > last)
+    }
+
     /// The join was read and didn't count: by another number of connections, or for a life of this name that seems later.
     fn refuse(&mut self, now: Micros, out: &mut Vec<Command>) {
         let own = self.node.options().connections_per_uid;
         let presence = self.node.presence();
+        // Its join may have been in what was lost, or came as a part of the state.
+        let is_later = |live: &Live| live.start > self.settings.start && self.is_after_last_life(live.incarnation);
+        if presence.state.live().any(|live| live.name == *self.node.name() && is_later(live)) {
+            return out.push(Command::Superseded);
+        }
         let theirs = presence.state.connections_per_uid();
         let others = presence.state.live().any(|live| live.name != *self.node.name());
         let waits = !others || own == theirs;

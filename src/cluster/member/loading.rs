@@ -107,6 +107,11 @@ impl Loading {
         Ok((wire::decode_live(bytes)?, *head))
     }
 
+    /// Whether parts are to be put in at `sequence`.
+    pub(crate) fn is_due(&self, sequence: u64) -> bool {
+        self.parts.iter().flatten().any(|(head, _)| head.sequence <= sequence || !self.exact)
+    }
+
     /// Puts those parts into `state` that are exact at `sequence`, a message that the log took `at`; true where none is
     /// left.
     pub(crate) fn take(&mut self, sequence: u64, at: Millis, state: &mut State) -> Result<bool, Unreadable> {

@@ -171,7 +171,12 @@ impl Member {
     /// Where nothing of its own comes back, the log stands still.
     pub(super) fn check_still(&mut self, now: Micros) {
         let late = self.unread.front().is_some_and(|oldest| now >= oldest.sent + STILL);
-        let not_following = self.step != Step::Following && self.last_append.is_none_or(|last| now >= last + STILL);
+        let since = match self.step {
+            Step::Following => None,
+            _ => Some(self.followed_until.unwrap_or(now)),
+        };
+        self.followed_until = since;
+        let not_following = since.is_some_and(|since| now >= since + STILL);
         if (late || not_following) && self.standing() == Standing::InStep {
             self.stand(Standing::Still);
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cluster::{
-    fold::{Incarnation, Message},
+    fold::{Effects, Incarnation, Join, Message, Record, SPEAKS},
     member::{Bounds, Command, Member, Settings},
     node::{LogIdentity, Node},
     outgoing::Outgoing,
@@ -14,6 +14,7 @@ const LOG: LogIdentity = LogIdentity { id: 7, born: Millis(Clock::START) };
 
 /// A member in step with a log that nobody else writes.
 struct Alone {
+    node: Arc<Node>,
     member: Member,
     outgoing: Arc<Outgoing>,
     /// The last message of the log, which the member has read.
@@ -40,7 +41,7 @@ impl Alone {
     /// One that has asked for the log's bounds.
     fn before(gather: Duration) -> Self {
         let (closes, ..) = Inbox::new();
-        let node = Node::new(name("n"), Arc::new(Clock::default().log()), false, closes, options());
+        let node = Arc::new(Node::new(name("n"), Arc::new(Clock::default().log()), false, closes, options()));
         let settings = Settings {
             start: 1,
             heartbeat: Duration::from_millis(500),
@@ -51,8 +52,8 @@ impl Alone {
             rules: Rules::ALL,
         };
         let outgoing = Arc::<Outgoing>::default();
-        let member = Member::new(Arc::new(node), outgoing.clone(), Millis(Clock::START), 1, settings);
-        let mut alone = Self { member, outgoing, last: 0, now: 0, out: Vec::new() };
+        let member = Member::new(node.clone(), outgoing.clone(), Millis(Clock::START), 1, settings);
+        let mut alone = Self { node, member, outgoing, last: 0, now: 0, out: Vec::new() };
         alone.member.link_up(alone.now, &mut alone.out);
         alone
     }
@@ -167,6 +168,70 @@ fn changes_are_gathered_unless_told_otherwise() {
     assert_eq!([1, 2, 3, 4, 5].map(|number| gathers.log_in(number)), [1, 0, 0, 0, 0]);
     assert_eq!([1, 2, 3, 4, 5].map(|number| hurries.log_in(number)), [1, 1, 1, 1, 0]);
     assert!(hurries.member.deadline(hurries.now) > hurries.now, "it waits until one was read");
+}
+
+#[test]
+fn a_gap_is_asked_about_once_until_the_answer_is_there() {
+    let mut alone = Alone::new();
+    alone.out.clear();
+    let hello = wire::encode(&Message::Hello { nonce: 2 });
+    for _ in 0..3 {
+        // One is missing, and more come behind it.
+        alone.last += 1;
+        alone.read(&hello);
+    }
+    let asked = alone.out.iter().filter(|command| matches!(command, Command::Bounds { .. })).count();
+    assert_eq!(asked, 1);
+    alone.answer(alone.last);
+    assert!(matches!(alone.out[..], [Command::Read { .. }]), "{:?}", alone.out);
+}
+
+#[test]
+fn a_log_that_cannot_be_read_is_not_asked_for_again_at_once() {
+    let mut alone = Alone::new();
+    alone.out.clear();
+    alone.member.reading_failed(alone.now);
+    alone.member.tick(alone.now, &mut alone.out);
+    assert_eq!(alone.out, []);
+    alone.now = alone.member.deadline(alone.now);
+    alone.member.tick(alone.now, &mut alone.out);
+    alone.answer(alone.last);
+    assert_eq!(alone.out, [Command::Read { from: alone.last }]);
+}
+
+#[test]
+fn who_was_declared_dead_ends_where_another_of_its_name_has_joined_since() {
+    let mut alone = Alone::new();
+    let join = |of: &str, start| {
+        let version = "0".into();
+        let join = Join { name: name(of), start, attempt: 0, speaks: SPEAKS, connections_per_uid: 1, version };
+        wire::encode(&Message::Join(join))
+    };
+    // An earlier process of its name, which comes late, is nothing to it.
+    alone.out.clear();
+    alone.read(&join("n", 0));
+    let own = alone.node.incarnation();
+    alone.read(&join("judge", 1));
+    let judge = Incarnation(alone.last);
+    let next = alone.node.presence().state.next_of(own).expect("it is live");
+    let mut dead = Vec::new();
+    wire::encode_record(&Record::Dead { incarnation: own, next }, &mut dead);
+    alone.read(&wire::encode_batch(judge, 0, 0, &dead));
+    assert_eq!(alone.node.incarnation(), Incarnation(0), "it has read its end");
+    assert!(!alone.out.contains(&Command::Superseded));
+    alone.read(&join("n", 2));
+    assert!(alone.out.contains(&Command::Superseded));
+}
+
+#[test]
+fn a_log_that_nobody_knows_any_more_is_told_to_nobody_as_empty() {
+    let alone = Alone::new();
+    assert_eq!(alone.node.presence().standing, Standing::InStep);
+    let reset = Message::Reset { nonce: 2 };
+    let mut effects = Effects::default();
+    alone.node.fold(alone.last + 1, Millis(Clock::START), Some(&reset), &mut effects);
+    assert_eq!(alone.node.presence().standing, Standing::Joining);
+    assert_eq!(*alone.node.standing().borrow(), Standing::Joining);
 }
 
 /// Parts of the state that are asked for half a second later.

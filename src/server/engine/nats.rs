@@ -42,7 +42,6 @@ impl Part {
                 memory: settings.storage == LogStorage::Memory,
                 bytes_max: settings.log_bytes.into(),
             },
-            heartbeat: settings.heartbeat,
             dead_after: settings.dead_after,
             gather: settings.gather,
             window: settings.window as usize,

@@ -10,6 +10,8 @@
 pub(crate) mod connection;
 mod elsewhere;
 mod registry;
+#[cfg(test)]
+mod tests;
 mod unresolved;
 pub(crate) mod wait;
 
@@ -25,6 +27,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use rand::RngExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -103,6 +106,20 @@ pub(crate) struct Ack {
 }
 
 impl Pushed {
+    /// What becomes of it.
+    pub(crate) async fn outcome(self) -> PushOutcome {
+        match self {
+            Self::Done(outcome) => outcome,
+            Self::Waiting(waiting) => waiting.await,
+            Self::Elsewhere(elsewhere) => elsewhere.outcome().await,
+        }
+    }
+
+    /// Whether nobody took it, as this node holds no connection of the uid.
+    fn is_offline(&self) -> bool {
+        matches!(self, Self::Done(outcome) if outcome.status == PushStatus::Offline)
+    }
+
     /// Keeps a place for as long as the outcome is waited for.
     fn holding(self, place: Option<OwnedSemaphorePermit>) -> Self {
         match (self, place) {
@@ -275,10 +292,8 @@ impl Hub {
     /// `deadline`.
     pub(crate) fn push(&self, uid: &str, push: Push<'_>, ack: Option<Ack>, deadline: Option<Instant>) -> Pushed {
         let (ack, place) = ack.map(|ack| (ack.deadline, ack.permit)).unzip();
-        let pushed = match self.0.cluster.is_single() {
-            true => self.push_here(uid, push, ack),
-            false => self.push_anywhere(uid, push, ack, deadline),
-        };
+        let forwarded = || elsewhere::forwarded(uid, push, ack, 0, deadline);
+        let pushed = self.push_anywhere(uid, ack, || self.push_here(uid, push, ack), forwarded);
         pushed.holding(place.flatten())
     }
 
@@ -381,19 +396,23 @@ impl Hub {
             many = rand::rng().random_range(1..=u64::MAX);
             remember(&mut self.0.many.lock().expect("nobody panics while holding the numbers"), many, seq);
         }
-        let mut pushed = Vec::with_capacity(uids.len());
-        for uid in uids {
-            let here = self.push_frame(uid, self.0.registry.find(uid), seq, Frame::Shared(&frame), None);
-            pushed.push(self.with_elsewhere(uid, push, many, deadline, here));
+        let mut outcomes = Vec::with_capacity(uids.len());
+        // All are waited for at a time.
+        let mut later = FuturesUnordered::new();
+        for (place, uid) in uids.iter().enumerate() {
+            let here = || self.push_frame(uid, self.0.registry.find(uid), seq, Frame::Shared(&frame), None);
+            let forwarded = || elsewhere::forwarded(uid, push, None, many, deadline);
+            match self.push_anywhere(uid, None, here, forwarded) {
+                Pushed::Done(outcome) => outcomes.push(outcome),
+                pushed => {
+                    outcomes.push(PushOutcome::unsent(PushStatus::Unknown));
+                    later.push(pushed.outcome().map(move |outcome| (place, outcome)));
+                }
+            }
             tokio::task::consume_budget().await;
         }
-        let mut outcomes = Vec::with_capacity(pushed.len());
-        for pushed in pushed {
-            outcomes.push(match pushed {
-                Pushed::Done(outcome) => outcome,
-                Pushed::Elsewhere(elsewhere) => elsewhere.outcome().await,
-                Pushed::Waiting(_) => unreachable!("nothing is waited for without ack"),
-            });
+        while let Some((place, outcome)) = later.next().await {
+            outcomes[place] = outcome;
         }
         outcomes
     }

@@ -236,17 +236,16 @@ impl Hub {
         }
         registry.insert(&mut shard, hash, Arc::clone(&connection) as Arc<Connection>);
         cluster.claim(&uid, number, replaced.as_ref().map(|(oldest, _)| oldest.number), accepted);
+        if replaced.is_none() {
+            // Before it can end.
+            self.0.connections.fetch_add(1, Relaxed);
+        }
         drop(shard);
 
         metrics.connections_opened.inc();
-        match replaced {
-            Some((_, ended)) => {
-                metrics.ended(EndReason::Replaced);
-                ended.settle();
-            }
-            None => {
-                self.0.connections.fetch_add(1, Relaxed);
-            }
+        if let Some((_, ended)) = replaced {
+            metrics.ended(EndReason::Replaced);
+            ended.settle();
         }
         Registered { hub: self.clone(), connection }
     }

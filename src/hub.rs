@@ -185,18 +185,17 @@ impl Hub {
         &self.0.ack_waits
     }
 
-    /// How long a login that would replace another connection of its uid has to wait: nothing, unless more than
-    /// `replaces_per_minute` of them were replaced in the last minute.
+    /// How long a login that would replace another connection of its uid, on whatever node, has to wait: nothing, unless
+    /// more than `replaces_per_minute` of them were replaced at this node in the last minute.
     pub(crate) fn replace_delay(&self, uid: &Uid) -> Option<Duration> {
         let Settings { connections_per_uid, replaces_per_minute, .. } = self.0.settings;
         if replaces_per_minute == 0 {
             return None;
         }
         let (mut shard, hash) = self.0.registry.lock(uid.as_str());
-        if shard.of(uid.as_str(), hash).count() < connections_per_uid {
-            return None;
-        }
-        let log = shard.replaced_too_often(uid.as_str(), replaces_per_minute)?;
+        let here = shard.of(uid.as_str(), hash).count();
+        let would_replace = || here + self.held_by_others(uid.as_str()) >= connections_per_uid;
+        let log = shard.replaced_too_often(uid.as_str(), replaces_per_minute, would_replace)?;
         drop(shard);
         let delay = Duration::from_millis(rand::rng().random_range(REPLACE_DELAY_MS));
         self.0.metrics.logins_slowed.inc();
@@ -204,6 +203,15 @@ impl Hub {
             tracing::warn!(%uid, replaces_per_minute, "connections of one uid replace each other: slowed");
         }
         Some(delay)
+    }
+
+    /// How many connections of a uid other nodes hold, as far as is known.
+    fn held_by_others(&self, uid: &str) -> usize {
+        let mut held = 0;
+        self.0.cluster.presence_of([uid], |presence| {
+            held = presence.map_or(0, |presence| presence.connections - presence.held_by(self.0.cluster.name()));
+        });
+        held as usize
     }
 
     /// Makes a connection known: from now on pushes reach it, behind `success`, its first frame. Where the uid holds
@@ -268,6 +276,10 @@ impl Hub {
         let (mut shard, hash) = registry.lock(uid.as_str());
         let Some(ended) = connection.end(reason) else { return false };
         registry.remove(&mut shard, hash, uid, connection.number);
+        if reason == EndReason::Replaced {
+            // By another node's: one of this node's is replaced as its successor registers.
+            shard.note_replaced(uid, self.0.settings.replaces_per_minute);
+        }
         cluster.release(uid, connection.number, reason);
         drop(shard);
         self.0.connections.fetch_sub(1, Relaxed);

@@ -235,3 +235,21 @@ async fn a_push_to_many_waits_once_for_all_that_have_moved() {
     let outcomes = pushed.await.unwrap();
     assert!(outcomes.iter().all(|outcome| outcome.status == PushStatus::Sent), "{outcomes:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn devices_that_replace_each_other_over_nodes_are_slowed() {
+    let (hub, [other]) = nodes(1, ["other"]);
+    for _ in 0..=2 {
+        assert_eq!(hub.replace_delay(&uid("a")), None);
+        let here = hub.login("a");
+        other.come("a");
+        // The log has displaced it; the hub reads that.
+        while !here.connection.has_ended() {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(hub.replace_delay(&uid("a")).is_some());
+    assert_eq!(hub.replace_delay(&uid("b")), None);
+    other.go("a");
+    assert_eq!(hub.replace_delay(&uid("a")), None, "it would replace nobody");
+}

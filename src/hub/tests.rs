@@ -15,7 +15,7 @@ use tokio::{
 use super::{connection::Wire, *};
 use crate::{
     cluster::{AtOnce, Forwarded, Inbound, Inbox, LocalLog, Options},
-    model::NodeName,
+    model::{NodeName, PushOutcome},
 };
 
 const PUSH: Push<'_> = Push { uri: "/x", body: "" };

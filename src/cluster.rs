@@ -46,9 +46,8 @@ pub(crate) use engine::Standing;
 use fold::Live;
 use node::{Known, Node};
 
-use bus::sooner;
 pub(crate) use bus::{
-    AtOnce, BroadcastTally, Departure, Forwarded, ForwardedPush, Inbound, Inbox, SentAndWaits, SessionPages,
+    AtOnce, BroadcastTally, Departure, Forwarded, ForwardedPush, Inbound, Inbox, SentAndWaits, SessionPages, sooner,
 };
 pub(crate) use fold::Incarnation;
 pub(crate) use hosts::Card;

@@ -197,14 +197,9 @@ impl Gateway for Control {
         let (caller, deadline) = (caller(&request), call::deadline(request.metadata()));
         let DisconnectRequest { uid, reason } = request.into_inner();
         convert::uid("uid", &uid)?;
-        let connections = self.0.hub.disconnect(&uid, &reason, deadline).await;
-        tracing::info!(
-            caller = caller.map(tracing::field::display),
-            uid,
-            reason = cut(&reason),
-            connections,
-            "Disconnect"
-        );
+        let reason = cut(&reason);
+        let connections = self.0.hub.disconnect(&uid, reason, deadline).await;
+        tracing::info!(caller = caller.map(tracing::field::display), uid, reason, connections, "Disconnect");
         Ok(Response::new(DisconnectResponse { connections }))
     }
 

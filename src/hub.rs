@@ -9,12 +9,14 @@
 
 pub(crate) mod connection;
 mod elsewhere;
+mod pushing;
 mod registry;
+#[cfg(test)]
+mod tests;
 mod unresolved;
 pub(crate) mod wait;
 
 use std::{
-    cell::RefCell,
     collections::VecDeque,
     net::SocketAddr,
     sync::{
@@ -26,29 +28,22 @@ use std::{
 
 use bytes::Bytes;
 use rand::RngExt;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::{sync::Semaphore, time::Instant};
 
-pub(crate) use self::elsewhere::Elsewhere;
+pub(crate) use self::pushing::{Ack, Pushed};
 use self::{
-    connection::{Connection, Frame, Taken, Wire},
-    registry::{Found, Registry, SHARDS},
-    wait::{Wait, Waiting},
+    connection::{Connection, Wire},
+    registry::{Registry, SHARDS},
 };
 use crate::{
-    cluster::{Cluster, ForwardedPush},
-    model::{ConnectionNumber, EndReason, Millis, Push, PushOutcome, PushStatus, Session, Uid},
+    cluster::Cluster,
+    model::{ConnectionNumber, EndReason, Millis, Push, PushStatus, Session, Uid},
     state::Numbers,
     telemetry::Metrics,
 };
 
 /// Sessions handed on at a time.
 const SESSIONS_PAGE: usize = 1_000;
-
-/// Connections that a broadcast reaches before it lets others run.
-const BROADCAST_SLICE: usize = 512;
 
 /// A uid that is replaced too often waits a random time in this range, in milliseconds.
 const REPLACE_DELAY_MS: std::ops::RangeInclusive<u64> = 1_000..=30_000;
@@ -84,45 +79,6 @@ struct Inner {
     /// The numbers of the latest PushManys of which a part came, or may come, by another node.
     many: Mutex<VecDeque<(u64, i64)>>,
 }
-
-/// What became of a push, as far as it is known when [`Hub::push`] returns.
-#[must_use]
-pub(crate) enum Pushed {
-    /// The outcome.
-    Done(PushOutcome),
-    /// The device's answer is waited for.
-    Waiting(Waiting),
-    /// Other nodes have to be asked.
-    Elsewhere(Elsewhere),
-}
-
-/// How a push with `ack_timeout` waits: until when, and by which place among `control.ack_waits`.
-pub(crate) struct Ack {
-    pub(crate) deadline: Instant,
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Pushed {
-    /// Keeps a place for as long as the outcome is waited for.
-    fn holding(self, place: Option<OwnedSemaphorePermit>) -> Self {
-        match (self, place) {
-            (Self::Waiting(mut waiting), place) => {
-                waiting._place = place;
-                Self::Waiting(waiting)
-            }
-            (Self::Elsewhere(elsewhere), Some(place)) => Self::Elsewhere(elsewhere.holding(place)),
-            (other, _) => other,
-        }
-    }
-}
-
-thread_local! {
-    /// The frame of the push that this thread is at: no allocation for a push.
-    static FRAME: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A frame buffer larger than this is given back.
-const FRAME_KEPT_BYTES: usize = 256 * 1024;
 
 impl Hub {
     pub(crate) fn new(settings: Settings, cluster: Cluster, numbers: Numbers, metrics: Metrics) -> Self {
@@ -168,18 +124,17 @@ impl Hub {
         &self.0.ack_waits
     }
 
-    /// How long a login that would replace another connection of its uid has to wait: nothing, unless more than
-    /// `replaces_per_minute` of them were replaced in the last minute.
+    /// How long a login that would replace another connection of its uid, on whatever node, has to wait: nothing, unless
+    /// more than `replaces_per_minute` of them were replaced at this node in the last minute.
     pub(crate) fn replace_delay(&self, uid: &Uid) -> Option<Duration> {
         let Settings { connections_per_uid, replaces_per_minute, .. } = self.0.settings;
         if replaces_per_minute == 0 {
             return None;
         }
         let (mut shard, hash) = self.0.registry.lock(uid.as_str());
-        if shard.of(uid.as_str(), hash).count() < connections_per_uid {
-            return None;
-        }
-        let log = shard.replaced_too_often(uid.as_str(), replaces_per_minute)?;
+        let here = shard.of(uid.as_str(), hash).count();
+        let would_replace = || here + self.held_by_others(uid.as_str()) >= connections_per_uid;
+        let log = shard.replaced_too_often(uid.as_str(), replaces_per_minute, would_replace)?;
         drop(shard);
         let delay = Duration::from_millis(rand::rng().random_range(REPLACE_DELAY_MS));
         self.0.metrics.logins_slowed.inc();
@@ -187,6 +142,15 @@ impl Hub {
             tracing::warn!(%uid, replaces_per_minute, "connections of one uid replace each other: slowed");
         }
         Some(delay)
+    }
+
+    /// How many connections of a uid other nodes hold, as far as is known.
+    fn held_by_others(&self, uid: &str) -> usize {
+        let mut held = 0;
+        self.0.cluster.presence_of([uid], |presence| {
+            held = presence.map_or(0, |presence| presence.connections - presence.held_by(self.0.cluster.name()));
+        });
+        held as usize
     }
 
     /// Makes a connection known: from now on pushes reach it, behind `success`, its first frame. Where the uid holds
@@ -219,17 +183,16 @@ impl Hub {
         }
         registry.insert(&mut shard, hash, Arc::clone(&connection) as Arc<Connection>);
         cluster.claim(&uid, number, replaced.as_ref().map(|(oldest, _)| oldest.number), accepted);
+        if replaced.is_none() {
+            // Before it can end.
+            self.0.connections.fetch_add(1, Relaxed);
+        }
         drop(shard);
 
         metrics.connections_opened.inc();
-        match replaced {
-            Some((_, ended)) => {
-                metrics.ended(EndReason::Replaced);
-                ended.settle();
-            }
-            None => {
-                self.0.connections.fetch_add(1, Relaxed);
-            }
+        if let Some((_, ended)) = replaced {
+            metrics.ended(EndReason::Replaced);
+            ended.settle();
         }
         Registered { hub: self.clone(), connection }
     }
@@ -252,6 +215,10 @@ impl Hub {
         let (mut shard, hash) = registry.lock(uid.as_str());
         let Some(ended) = connection.end(reason) else { return false };
         registry.remove(&mut shard, hash, uid, connection.number);
+        if reason == EndReason::Replaced {
+            // By another node's: one of this node's is replaced as its successor registers.
+            shard.note_replaced(uid, self.0.settings.replaces_per_minute);
+        }
         cluster.release(uid, connection.number, reason);
         drop(shard);
         self.0.connections.fetch_sub(1, Relaxed);
@@ -269,166 +236,6 @@ impl Hub {
         reply: &str,
     ) -> bool {
         connection.take_wait(seq).is_some_and(|wait| wait.resolve(status, reply.to_owned()))
-    }
-
-    /// Pushes to all connections of a uid. With `ack` the device's answer is waited for. The outcome is known by
-    /// `deadline`.
-    pub(crate) fn push(&self, uid: &str, push: Push<'_>, ack: Option<Ack>, deadline: Option<Instant>) -> Pushed {
-        let (ack, place) = ack.map(|ack| (ack.deadline, ack.permit)).unzip();
-        let pushed = match self.0.cluster.is_single() {
-            true => self.push_here(uid, push, ack),
-            false => self.push_anywhere(uid, push, ack, deadline),
-        };
-        pushed.holding(place.flatten())
-    }
-
-    /// Pushes to the connections of a uid that this node holds.
-    fn push_here(&self, uid: &str, push: Push<'_>, ack: Option<Instant>) -> Pushed {
-        self.push_numbered(uid, push, ack, || self.0.numbers.next_seq())
-    }
-
-    /// As [`Hub::push_here`], where another node has asked for it, or a PushMany here had to wait: all of one PushMany get
-    /// one number.
-    fn push_forwarded(&self, push: &ForwardedPush, ack: Option<Instant>) -> Pushed {
-        let (uid, many) = (push.uid.as_str(), push.many);
-        let push = Push { uri: &push.uri, body: &push.body };
-        self.push_numbered(uid, push, ack, || if many == 0 { self.0.numbers.next_seq() } else { self.seq_of(many) })
-    }
-
-    fn seq_of(&self, many: u64) -> i64 {
-        let mut known = self.0.many.lock().expect("nobody panics while holding the numbers");
-        if let Some((_, seq)) = known.iter().find(|(other, _)| *other == many) {
-            return *seq;
-        }
-        let seq = self.0.numbers.next_seq();
-        remember(&mut known, many, seq);
-        seq
-    }
-
-    fn push_numbered(&self, uid: &str, push: Push<'_>, ack: Option<Instant>, seq: impl FnOnce() -> i64) -> Pushed {
-        let found = self.0.registry.find(uid);
-        if found.iter().next().is_none() {
-            return Pushed::Done(PushOutcome::unsent(PushStatus::Offline));
-        }
-        let seq = seq();
-        FRAME.with_borrow_mut(|frame| {
-            frame.clear();
-            (self.0.settings.encode)(seq, push, frame);
-            let pushed = self.push_frame(uid, found, seq, Frame::Own(frame), ack);
-            if frame.capacity() > FRAME_KEPT_BYTES {
-                *frame = Vec::new();
-            }
-            pushed
-        })
-    }
-
-    /// Hands a frame to the connections that were found. Where all have ended meanwhile, those that took their place
-    /// are found: a uid that replaces its connection is never offline.
-    fn push_frame(&self, uid: &str, mut found: Found, seq: i64, frame: Frame<'_>, ack: Option<Instant>) -> Pushed {
-        let queue_bytes_max = self.0.settings.queue_bytes_max;
-        let wait = ack.map(|_| Wait::new());
-        let mut waiting = Vec::new();
-        let mut connections = 0u32;
-        let mut full = false;
-        loop {
-            let mut any = false;
-            for connection in found.iter() {
-                any = true;
-                let taken = connection.push(frame, queue_bytes_max, wait.as_ref().map(|(wait, _)| (seq, wait)));
-                match taken {
-                    Taken::Sent => {
-                        connections += 1;
-                        if wait.is_some() {
-                            waiting.push(Arc::downgrade(connection));
-                        }
-                    }
-                    Taken::Full => full = true,
-                    Taken::Ended => {}
-                    Taken::Broken => {
-                        self.end(connection, EndReason::Closed);
-                    }
-                }
-            }
-            if connections > 0 || full || !any {
-                break;
-            }
-            found = self.0.registry.find(uid);
-        }
-        if connections == 0 {
-            return Pushed::Done(PushOutcome::unsent(if full { PushStatus::QueueFull } else { PushStatus::Offline }));
-        }
-        match (wait, ack) {
-            (Some((wait, receiver)), Some(deadline)) => {
-                wait.closed();
-                let timer = Waiting::timer(deadline);
-                Pushed::Waiting(Waiting { seq, receiver, connections: waiting, timer, _place: None })
-            }
-            _ => Pushed::Done(PushOutcome { status: PushStatus::Sent, seq, connections, reply: String::new() }),
-        }
-    }
-
-    /// Pushes one message to many uids, encoded once, with one seq. One outcome for each uid, in order; all are known by
-    /// `deadline`.
-    pub(crate) async fn push_many(
-        &self,
-        uids: &[String],
-        push: Push<'_>,
-        deadline: Option<Instant>,
-    ) -> Vec<PushOutcome> {
-        let (seq, frame) = self.shared_frame(push);
-        let mut many = 0;
-        if !self.0.cluster.is_single() {
-            many = rand::rng().random_range(1..=u64::MAX);
-            remember(&mut self.0.many.lock().expect("nobody panics while holding the numbers"), many, seq);
-        }
-        let mut pushed = Vec::with_capacity(uids.len());
-        for uid in uids {
-            let here = self.push_frame(uid, self.0.registry.find(uid), seq, Frame::Shared(&frame), None);
-            pushed.push(self.with_elsewhere(uid, push, many, deadline, here));
-            tokio::task::consume_budget().await;
-        }
-        let mut outcomes = Vec::with_capacity(pushed.len());
-        for pushed in pushed {
-            outcomes.push(match pushed {
-                Pushed::Done(outcome) => outcome,
-                Pushed::Elsewhere(elsewhere) => elsewhere.outcome().await,
-                Pushed::Waiting(_) => unreachable!("nothing is waited for without ack"),
-            });
-        }
-        outcomes
-    }
-
-    fn shared_frame(&self, push: Push<'_>) -> (i64, Bytes) {
-        let seq = self.0.numbers.next_seq();
-        let mut frame = Vec::new();
-        (self.0.settings.encode)(seq, push, &mut frame);
-        (seq, frame.into())
-    }
-
-    /// Pushes to every connection of this node. Returns how many took it, and how many had their queue full.
-    pub(crate) async fn broadcast_here(&self, push: Push<'_>) -> (u64, u64) {
-        let (_, frame) = self.shared_frame(push);
-        let (mut sent, mut full) = (0, 0);
-        for shard in 0..SHARDS {
-            // Those of one shard are kept alive for a moment; none of them is held up.
-            let connections: Vec<_> = self.0.registry.shard(shard).all().cloned().collect();
-            for slice in connections.chunks(BROADCAST_SLICE) {
-                for connection in slice {
-                    match connection.push(Frame::Shared(&frame), self.0.settings.queue_bytes_max, None) {
-                        Taken::Sent => sent += 1,
-                        Taken::Full => full += 1,
-                        Taken::Ended => {}
-                        Taken::Broken => {
-                            self.end(connection, EndReason::Closed);
-                        }
-                    }
-                }
-                tokio::task::yield_now().await;
-            }
-        }
-        self.0.metrics.broadcast_sent.inc_by(sent);
-        self.0.metrics.broadcast_full.inc_by(full);
-        (sent, full)
     }
 
     /// Ends all connections of a uid that this node holds. Returns how many.
@@ -521,16 +328,6 @@ impl Hub {
             tokio::time::sleep(STEP).await;
         }
     }
-}
-
-/// How many PushManys are known by their number: those that may be under way at a time.
-const MANY_KNOWN: usize = 256;
-
-fn remember(known: &mut VecDeque<(u64, i64)>, many: u64, seq: i64) {
-    if known.len() == MANY_KNOWN {
-        known.pop_front();
-    }
-    known.push_back((many, seq));
 }
 
 /// A connection that the hub knows. Dropping it ends the connection, if nothing else has: an aborted task too goes

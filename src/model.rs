@@ -101,8 +101,8 @@ impl fmt::Display for NodeName {
     }
 }
 
-/// Tells the connections of one node apart: given once, from 1 on. (2³² logins are 33 hours at 36,000 a second; the
-/// hub skips numbers still in use when it begins anew.)
+/// Tells the connections of one node apart: from 1 on, and anew after 2³² logins, which are 50 days at 1,000 a second. A
+/// connection that is still there then shares its number with a newer one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionNumber(pub u32);
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::{
-    Backend, Message, TestDevice, TestServer, call,
+    Backend, Message, PATIENCE, TestDevice, TestServer, call,
     cluster::{Log, Nodes, listed},
     eventually, http, online, push,
     pushing::Pushing,
@@ -20,6 +20,7 @@ use plex::proto::{
     BroadcastRequest, DisconnectRequest, GetHostRequest, GetInfoRequest, NodeState, OfflineReason, PushManyRequest,
     PushResponse, PushStatus,
 };
+use tokio::time::timeout;
 
 /// A test of each for both logs.
 macro_rules! on_both_logs {
@@ -59,6 +60,7 @@ on_both_logs! {
     several_connections_of_a_uid_may_be_spread_over_the_nodes
     a_push_to_connections_on_several_nodes_tells_the_number_of_the_newest_and_the_sum_of_all
     disconnect_and_the_list_of_sessions_span_the_nodes
+    a_disconnect_ends_connections_of_other_nodes_however_long_its_reason_is
     every_node_sends_devices_to_the_least_loaded_and_not_to_one_that_drains
     every_node_lists_all_nodes_and_no_more_one_that_has_left
     a_node_that_drains_hands_its_devices_over_and_tells_them_offline_once
@@ -461,4 +463,14 @@ async fn a_node_that_joins_again_under_its_name_ends_what_its_earlier_life_held(
     let outcome = first.backend().await.push(push("alice", "/x", "")).await.unwrap().into_inner();
     assert_eq!((outcome.status(), outcome.connections), (PushStatus::Sent, 1));
     expect_push(&mut back, &outcome).await;
+}
+
+async fn a_disconnect_ends_connections_of_other_nodes_however_long_its_reason_is(log: Log) {
+    let mut nodes = Nodes::start(log).await;
+    let mut alice = nodes.login(2, "alice").await;
+    // More than the servers of the cluster take.
+    let request = DisconnectRequest { uid: "alice".into(), reason: "x".repeat(2 << 20) };
+    let ended = timeout(PATIENCE, nodes.backends[0].disconnect(request)).await;
+    assert_eq!(ended.expect("an answer in time").unwrap().into_inner().connections, 1);
+    alice.expect_kick("disconnected").await;
 }

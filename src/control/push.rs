@@ -5,7 +5,8 @@ use tonic::{Request, Response, Status};
 
 use super::{Control, call, convert};
 use crate::{
-    hub::{Ack, Pushed},
+    cluster::sooner,
+    hub::Ack,
     model::PushOutcome,
     proto::{BroadcastRequest, BroadcastResponse, PushManyRequest, PushManyResponse, PushRequest, PushResponse},
 };
@@ -25,7 +26,7 @@ impl Control {
                 Some(Ack { deadline: ack_deadline(timeout, deadline), permit: Some(permit) })
             }
         };
-        let outcome = outcome(self.0.hub.push(&request.uid, push, ack, deadline)).await;
+        let outcome = self.0.hub.push(&request.uid, push, ack, deadline).outcome().await;
         self.0.metrics.pushed(outcome.status);
         Ok(Response::new(convert::push_response(outcome, request.id)))
     }
@@ -79,15 +80,5 @@ impl Control {
 
 /// A wait ends at the sooner of `ack_timeout` and the call's deadline.
 pub(super) fn ack_deadline(timeout: std::time::Duration, deadline: Option<Instant>) -> Instant {
-    let end = Instant::now() + timeout;
-    deadline.map_or(end, |deadline| deadline.min(end))
-}
-
-/// What became of a push.
-pub(super) async fn outcome(pushed: Pushed) -> PushOutcome {
-    match pushed {
-        Pushed::Done(outcome) => outcome,
-        Pushed::Waiting(waiting) => waiting.await,
-        Pushed::Elsewhere(elsewhere) => elsewhere.outcome().await,
-    }
+    sooner(Instant::now() + timeout, deadline)
 }

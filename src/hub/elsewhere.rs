@@ -15,7 +15,7 @@ use tokio::{
 use super::{Hub, Pushed};
 use crate::{
     cluster::{
-        AtOnce, BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation, NodeStatus, SentAndWaits,
+        AtOnce, BroadcastTally, Forwarded, ForwardedPush, Inbound, Inbox, Incarnation, NodeStatus, SentAndWaits, sooner,
     },
     model::{EndReason, NodeName, Push, PushOutcome, PushStatus, Session, Transport, Uid},
 };
@@ -61,87 +61,78 @@ pub(crate) struct Broadcast {
 }
 
 /// What a node says of its part in a push.
-pub(super) enum Part {
+enum Part {
     /// What became of it.
     Done(PushOutcome),
     /// It was sent as the first says; how it ends comes later.
     Waits(PushOutcome, BoxFuture<'static, PushOutcome>),
 }
 
-impl Part {
-    pub(super) async fn outcome(self) -> PushOutcome {
-        match self {
-            Self::Done(outcome) => outcome,
-            Self::Waits(_, outcome) => outcome.await,
-        }
-    }
-}
-
 /// The nodes that hold a uid besides this one, that of the newest connection first.
+#[derive(Debug, Default)]
 pub(super) struct Others {
     pub(super) nodes: Vec<Incarnation>,
     /// How many of them hold a newer connection than this one.
-    newer: usize,
+    pub(super) newer: usize,
 }
 
 impl Hub {
-    /// Pushes here and to the other nodes that hold the uid.
+    /// Pushes to the connections of a uid: `here` to those of this node, `forwarded` is what goes to the others.
     pub(super) fn push_anywhere(
         &self,
         uid: &str,
-        push: Push<'_>,
         ack_deadline: Option<Instant>,
-        deadline: Option<Instant>,
+        here: impl FnOnce() -> Pushed,
+        forwarded: impl FnOnce() -> ForwardedPush,
     ) -> Pushed {
-        let forwarded = || forwarded(uid, push, ack_deadline, 0, deadline);
+        if self.0.cluster.is_single() {
+            return here();
+        }
+        let waits = ack_deadline.is_some();
         if self.0.unresolved.has(uid) {
             // Behind those that wait, so that they keep their order.
-            return self.unresolved(forwarded(), ack_deadline);
+            let outcome = self.resolve(forwarded(), ack_deadline);
+            return Pushed::Elsewhere(Elsewhere { outcome, waits });
+        }
+        let here = here();
+        if self.has_them_all(&here) {
+            return here;
         }
         let others = self.others_with(uid);
-        let only_one = self.0.settings.connections_per_uid == 1;
-        if others.nodes.is_empty() || (only_one && self.0.registry.find(uid).iter().next().is_some()) {
-            return match self.push_here(uid, push, ack_deadline) {
-                Pushed::Done(outcome) if outcome.status == PushStatus::Offline && self.0.cluster.reads_late() => {
-                    self.unresolved(forwarded(), ack_deadline)
-                }
-                pushed => pushed,
-            };
+        if others.nodes.is_empty() && !(here.is_offline() && self.0.cluster.reads_late()) {
+            return here;
         }
-        let here = self.push_here(uid, push, ack_deadline);
-        Pushed::Elsewhere(self.ask_others(&others, &forwarded(), ack_deadline, here))
+        let push = forwarded();
+        let outcome = if others.nodes.is_empty() {
+            self.resolve(push, ack_deadline)
+        } else {
+            let (hub, asked) = (self.clone(), self.ask_others(&others, &push, ack_deadline, here));
+            async move {
+                match asked.await {
+                    // It has left all of them.
+                    outcome if outcome.status == PushStatus::Offline => hub.resolve(push, ack_deadline).await,
+                    outcome => outcome,
+                }
+            }
+            .boxed()
+        };
+        Pushed::Elsewhere(Elsewhere { outcome, waits })
     }
 
-    /// Waits until it is known who holds the uid.
-    fn unresolved(&self, push: ForwardedPush, ack_deadline: Option<Instant>) -> Pushed {
-        let outcome = self.resolve(push, ack_deadline);
+    /// Pushes to the connections of a uid here and at these nodes. Where none of them has one any more that is the last
+    /// word.
+    pub(super) fn push_at(&self, others: &Others, push: &ForwardedPush, ack_deadline: Option<Instant>) -> Pushed {
+        let here = self.push_forwarded(push, ack_deadline);
+        if others.nodes.is_empty() || self.has_them_all(&here) {
+            return here;
+        }
+        let outcome = self.ask_others(others, push, ack_deadline, here).boxed();
         Pushed::Elsewhere(Elsewhere { outcome, waits: ack_deadline.is_some() })
     }
 
-    /// Adds what other nodes do with a push of [`Hub::push_many`].
-    pub(super) fn with_elsewhere(
-        &self,
-        uid: &str,
-        push: Push<'_>,
-        many: u64,
-        deadline: Option<Instant>,
-        here: Pushed,
-    ) -> Pushed {
-        if self.0.cluster.is_single() {
-            return here;
-        }
-        let forwarded = || forwarded(uid, push, None, many, deadline);
-        let sent_here = !matches!(&here, Pushed::Done(outcome) if outcome.status == PushStatus::Offline);
-        let only_one = self.0.settings.connections_per_uid == 1;
-        match self.others_with(uid) {
-            _ if sent_here && only_one => here,
-            _ if !sent_here && self.0.unresolved.has(uid) => self.unresolved(forwarded(), None),
-            others if others.nodes.is_empty() && !sent_here && self.0.cluster.reads_late() => {
-                self.unresolved(forwarded(), None)
-            }
-            others if others.nodes.is_empty() => here,
-            others => Pushed::Elsewhere(self.ask_others(&others, &forwarded(), None, here)),
-        }
+    /// Whether a push that was made here can't have to go to others as well.
+    fn has_them_all(&self, here: &Pushed) -> bool {
+        self.0.settings.connections_per_uid == 1 && !here.is_offline()
     }
 
     pub(super) fn others_with(&self, uid: &str) -> Others {
@@ -153,62 +144,48 @@ impl Hub {
         Others { nodes, newer }
     }
 
-    /// All are asked when this returns, so that pushes keep their order.
+    /// Adds what these nodes do with a push; OFFLINE: none of them holds its uid, nor does this one. All are asked when this
+    /// returns, so that pushes keep their order.
     fn ask_others(
         &self,
         others: &Others,
-        forwarded: &ForwardedPush,
+        push: &ForwardedPush,
         ack_deadline: Option<Instant>,
         here: Pushed,
-    ) -> Elsewhere {
-        let ask = |node: &Incarnation| {
-            let resolve = move |hub: &Self, push| hub.resolve(push, ack_deadline);
-            self.forward(*node, forwarded.clone(), resolve).boxed()
-        };
-        let mut parts: Vec<BoxFuture<'static, Part>> = others.nodes.iter().map(ask).collect();
+    ) -> impl Future<Output = PushOutcome> + Send + use<> {
+        let mut parts: Vec<_> = others.nodes.iter().map(|node| self.forward(*node, push.clone()).boxed()).collect();
         let here = match here {
             Pushed::Done(outcome) => Part::Done(outcome),
             Pushed::Waiting(waiting) => Part::Waits(waiting.sent(), waiting.boxed()),
             Pushed::Elsewhere(_) => unreachable!("this node's own connections were pushed to"),
         };
-        let waits = ack_deadline.is_some();
-        let outcome = if waits {
-            parts.insert(others.newer, std::future::ready(here).boxed());
-            first_answer(parts, forwarded.deadline).boxed()
-        } else {
-            let newer = others.newer;
-            async move {
-                let mut parts = join_all(parts).await;
-                parts.insert(newer, here);
-                sum(parts.into_iter().map(|part| match part {
-                    Part::Done(outcome) | Part::Waits(outcome, _) => outcome,
-                }))
-            }
-            .boxed()
+        let (newer, deadline) = (others.newer, push.deadline);
+        if ack_deadline.is_some() {
+            parts.insert(newer, std::future::ready(here).boxed());
+            return first_answer(parts, deadline).left_future();
+        }
+        let all = async move {
+            let mut parts = join_all(parts).await;
+            parts.insert(newer, here);
+            sum(parts.into_iter().map(|part| match part {
+                Part::Done(outcome) | Part::Waits(outcome, _) => outcome,
+            }))
         };
-        Elsewhere { outcome, waits }
+        all.right_future()
     }
 
-    /// Hands a push to another node; where that hasn't the uid any more, `elsewhere` says what becomes of it.
-    pub(super) fn forward<E>(
-        &self,
-        node: Incarnation,
-        push: ForwardedPush,
-        elsewhere: E,
-    ) -> impl Future<Output = Part> + Send + use<E>
-    where
-        E: FnOnce(&Self, ForwardedPush) -> BoxFuture<'static, PushOutcome> + Send,
-    {
-        let (hub, told) = (self.clone(), self.0.cluster.forward(node, push.clone()));
+    /// Hands a push to another node. OFFLINE: that hasn't the uid any more.
+    fn forward(&self, node: Incarnation, push: ForwardedPush) -> impl Future<Output = Part> + Send + use<> {
+        let (ack_timeout, deadline) = (push.ack_timeout.unwrap_or_default(), push.deadline);
+        let (cluster, told) = (self.0.cluster.clone(), self.0.cluster.forward(node, push));
         async move {
             let unsent = match told.await {
                 AtOnce::Waits(waits) => {
                     let sent = waits.sent.clone();
-                    let ack_timeout = push.ack_timeout.unwrap_or_default();
-                    return Part::Waits(sent, hub.0.cluster.outcome_of(waits, ack_timeout, push.deadline).boxed());
+                    return Part::Waits(sent, cluster.outcome_of(waits, ack_timeout, deadline).boxed());
                 }
                 AtOnce::Told(Forwarded::Outcome(outcome)) => return Part::Done(outcome),
-                AtOnce::Told(Forwarded::NotHere) => return Part::Done(elsewhere(&hub, push).await),
+                AtOnce::Told(Forwarded::NotHere) => PushStatus::Offline,
                 AtOnce::Told(Forwarded::Unreachable) => PushStatus::Unreachable,
                 AtOnce::Told(Forwarded::Unknown) => PushStatus::Unknown,
             };
@@ -334,7 +311,8 @@ impl Hub {
     }
 }
 
-fn forwarded(
+/// What goes to other nodes of a push, whose uid was checked.
+pub(super) fn forwarded(
     uid: &str,
     push: Push<'_>,
     ack_deadline: Option<Instant>,
@@ -375,8 +353,7 @@ async fn first_answer(parts: Vec<BoxFuture<'static, Part>>, deadline: Option<Ins
         known[place] = Some(outcome);
         if answered {
             // How many took it, and as what, is on its way.
-            let end = Instant::now() + WORD_OF_OTHERS;
-            let end = deadline.map_or(end, |deadline| deadline.min(end));
+            let end = sooner(Instant::now() + WORD_OF_OTHERS, deadline);
             while let Ok(Some((place, part))) = timeout_at(end, parts.next()).await {
                 // The first answer counts.
                 let (Part::Done(sent) | Part::Waits(sent, _)) = part;

@@ -128,13 +128,18 @@ impl Shard {
         replaced.at.push_back(now);
     }
 
-    /// Whether more than `replaces_per_minute` connections of the uid were replaced in the last minute; and whether
-    /// that is to be logged now, once a minute.
-    pub(super) fn replaced_too_often(&mut self, uid: &str, replaces_per_minute: usize) -> Option<LogIt> {
+    /// Whether more than `replaces_per_minute` connections of the uid were replaced in the last minute, and the next
+    /// login `would_replace` one; and whether that is to be logged now, once a minute.
+    pub(super) fn replaced_too_often(
+        &mut self,
+        uid: &str,
+        replaces_per_minute: usize,
+        would_replace: impl FnOnce() -> bool,
+    ) -> Option<LogIt> {
         let now = Instant::now();
         let replaced = self.replaced.get_mut(uid)?;
         replaced.forget_before(now);
-        if replaced.at.len() <= replaces_per_minute {
+        if replaced.at.len() <= replaces_per_minute || !would_replace() {
             return None;
         }
         let quiet = replaced.logged.is_some_and(|at| now.duration_since(at) < REPLACES_WINDOW);

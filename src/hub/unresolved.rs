@@ -11,13 +11,13 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio::{
     sync::oneshot,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
-use super::{Hub, Pushed};
+use super::{Hub, Pushed, elsewhere::Others};
 use crate::{
     cluster::{Departure, ForwardedPush, Incarnation},
     model::{PushOutcome, PushStatus, Uid},
@@ -29,6 +29,8 @@ const WAITING_MAX: usize = 65_536;
 const GROUP_MAX: usize = 2_000;
 /// How long the log is waited for before the nodes themselves are asked: it stands still, or is about to.
 const LOG_PATIENCE: Duration = Duration::from_millis(50);
+/// How long the other nodes may take to say that they hold what one of them does: as many as a uid may have connections.
+const OTHERS_PATIENCE: Duration = Duration::from_millis(50);
 
 /// What waits, by uid. A uid is here as long as a push to it waits, and all later ones come behind it.
 #[derive(Default)]
@@ -50,14 +52,24 @@ struct Item {
     push: ForwardedPush,
     ack_deadline: Option<Instant>,
     departure: Departure,
-    answer: oneshot::Sender<PushOutcome>,
+    /// Where it goes once it is handed on.
+    answer: oneshot::Sender<Pushed>,
+}
+
+/// A uid that is looked for.
+struct Sought {
+    uid: Uid,
+    /// How many pushes to it waited when that began.
+    count: usize,
+    /// The nodes that say that they hold it.
+    nodes: Vec<Incarnation>,
 }
 
 /// Where a uid was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Found {
-    Here,
-    At(Incarnation),
+    /// Here, or at these nodes, or both.
+    At(Others),
     Nowhere,
     /// Nobody can tell.
     Unknown,
@@ -86,7 +98,7 @@ impl Hub {
             unresolved.count.fetch_sub(1, Relaxed);
             return async { PushOutcome::unsent(PushStatus::Unreachable) }.boxed();
         }
-        let (answer, mut outcome) = oneshot::channel();
+        let (answer, mut handed_on) = oneshot::channel();
         let (uid, deadline, departure) = (push.uid.clone(), push.deadline, Departure::shared());
         let item = Item { push, ack_deadline, departure: departure.clone(), answer };
         let mut waiting = unresolved.waiting();
@@ -100,16 +112,19 @@ impl Hub {
         self.gather(waiting);
         async move {
             let told = match deadline {
-                None => Ok((&mut outcome).await),
-                Some(deadline) => timeout_at(deadline, &mut outcome).await,
+                None => Ok((&mut handed_on).await),
+                Some(deadline) => timeout_at(deadline, &mut handed_on).await,
             };
             let told = match told {
                 Ok(told) => told,
                 Err(_) if departure.take() => return PushOutcome::unsent(PushStatus::Unreachable),
-                // It has been handed on, and is told by then.
-                Err(_) => outcome.await,
+                // It is being handed on, and told by then.
+                Err(_) => handed_on.await,
             };
-            told.unwrap_or(PushOutcome::unsent(PushStatus::Unknown))
+            match told {
+                Ok(pushed) => pushed.outcome().await,
+                Err(_) => PushOutcome::unsent(PushStatus::Unknown),
+            }
         }
         .boxed()
     }
@@ -128,8 +143,8 @@ impl Hub {
         }
     }
 
-    /// The uids that nobody looks for yet, and how many pushes to each wait now.
-    fn next_group(&self) -> Option<Vec<(Uid, usize)>> {
+    /// The uids that nobody looks for yet.
+    fn next_group(&self) -> Option<Vec<Sought>> {
         let mut waiting = self.0.unresolved.waiting();
         let count = waiting.fresh.len().min(GROUP_MAX);
         let uids: Vec<_> = waiting.fresh.drain(..count).collect();
@@ -137,20 +152,27 @@ impl Hub {
         if uids.is_empty() {
             return None;
         }
-        Some(uids.into_iter().map(|uid| (uid.clone(), waiting.uids.get(&uid).map_or(0, VecDeque::len))).collect())
+        let seek = |uid: Uid| {
+            let count = waiting.uids.get(&uid).map_or(0, VecDeque::len);
+            Sought { uid, count, nodes: Vec::new() }
+        };
+        Some(uids.into_iter().map(seek).collect())
     }
 
-    async fn find(self, group: Vec<(Uid, usize)>) {
+    async fn find(self, mut group: Vec<Sought>) {
         let cluster = &self.0.cluster;
         let mut barrier = match cluster.barrier() {
             None => async { true }.boxed(),
             Some(barrier) => barrier,
         };
         let mut read = timeout(LOG_PATIENCE, &mut barrier).await;
-        let mut left = group;
+        // All other nodes have answered.
+        let mut all_told = false;
         if read != Ok(true) && cluster.is_bus_up() {
-            let uids: Vec<_> = left.iter().map(|(uid, _)| uid.clone()).collect();
+            let uids: Vec<_> = group.iter().map(|sought| sought.uid.clone()).collect();
             let mut answers = cluster.who_holds(uids.into());
+            // Until when others may tell that they hold what one has told.
+            let mut others_by = None;
             loop {
                 let answer = tokio::select! {
                     biased;
@@ -159,43 +181,52 @@ impl Hub {
                         if done { break } else { continue }
                     }
                     answer = answers.next() => answer,
+                    () = until(others_by) => {
+                        others_by = None;
+                        self.found_at(&mut group, 1);
+                        continue;
+                    }
                 };
                 match answer {
                     Some(Some((node, held))) => {
-                        let holds: Vec<_> = held.iter().map(Uid::as_str).collect();
-                        left.retain(|(uid, count)| {
-                            let is_here = holds.contains(&uid.as_str());
-                            if is_here {
-                                self.found(uid, *count, Found::At(node));
-                            }
-                            !is_here
-                        });
+                        let held: HashSet<_> = held.into_iter().collect();
+                        let holds = group.iter_mut().filter(|sought| held.contains(&sought.uid));
+                        holds.for_each(|sought| sought.nodes.push(node));
+                        if self.found_at(&mut group, self.0.settings.connections_per_uid) {
+                            others_by.get_or_insert_with(|| Instant::now() + OTHERS_PATIENCE);
+                        }
                     }
-                    // All have answered: none of them holds it.
                     Some(None) => {
-                        left.drain(..).for_each(|(uid, count)| self.found(&uid, count, self.nowhere_else(&uid)));
-                        return;
+                        all_told = true;
+                        break;
                     }
                     None => break,
                 }
             }
         }
-        for (uid, count) in left {
-            let found = match read {
-                Ok(true) => match self.others_with(uid.as_str()).nodes.first() {
-                    _ if self.holds(uid.as_str()) => Found::Here,
-                    Some(node) => Found::At(*node),
-                    None => Found::Nowhere,
-                },
-                _ if self.holds(uid.as_str()) => Found::Here,
-                _ => Found::Unknown,
+        for Sought { uid, count, nodes } in group {
+            let mut others = Others { nodes, newer: 0 };
+            if read == Ok(true) {
+                let mut known = self.others_with(uid.as_str());
+                others.nodes.retain(|node| !known.nodes.contains(node));
+                known.nodes.append(&mut others.nodes);
+                others = known;
+            }
+            let found = match !others.nodes.is_empty() || self.holds(uid.as_str()) {
+                true => Found::At(others),
+                false if read == Ok(true) || all_told => Found::Nowhere,
+                false => Found::Unknown,
             };
-            self.found(&uid, count, found);
+            self.found(&uid, count, &found);
         }
     }
 
-    fn nowhere_else(&self, uid: &Uid) -> Found {
-        if self.holds(uid.as_str()) { Found::Here } else { Found::Nowhere }
+    /// Sends on what waits for the uids that at least so many nodes hold; whether there are some that fewer do.
+    fn found_at(&self, group: &mut Vec<Sought>, least: usize) -> bool {
+        for sought in group.extract_if(.., |sought| sought.nodes.len() >= least) {
+            self.found(&sought.uid, sought.count, &Found::At(Others { nodes: sought.nodes, newer: 0 }));
+        }
+        group.iter().any(|sought| !sought.nodes.is_empty())
     }
 
     fn holds(&self, uid: &str) -> bool {
@@ -204,7 +235,7 @@ impl Hub {
 
     /// Sends on what waits for a uid. That it is nowhere holds for the first `count` pushes only: the others came after
     /// that was asked.
-    fn found(&self, uid: &Uid, count: usize, found: Found) {
+    fn found(&self, uid: &Uid, count: usize, found: &Found) {
         let mut waiting = self.0.unresolved.waiting();
         let Some(mut items) = waiting.uids.remove(uid) else { return };
         let rest = match found {
@@ -215,48 +246,34 @@ impl Hub {
             waiting.uids.insert(uid.clone(), rest);
             waiting.fresh.push(uid.clone());
         }
-        self.0.unresolved.count.fetch_sub(items.len(), Relaxed);
-        // Handed on under the lock: a later push to this uid comes behind these.
+        let count = items.len();
+        // Handed on under the lock, and counted until then: a later push to this uid comes behind these.
         for item in items {
             self.hand_on(item, found);
         }
+        self.0.unresolved.count.fetch_sub(count, Relaxed);
         self.gather(waiting);
     }
 
-    fn hand_on(&self, item: Item, found: Found) {
-        let Item { push, ack_deadline, departure, mut answer } = item;
+    fn hand_on(&self, item: Item, found: &Found) {
+        let Item { push, ack_deadline, departure, answer } = item;
         if !departure.take() {
             return;
         }
-        match found {
-            Found::Nowhere => _ = answer.send(PushOutcome::unsent(PushStatus::Offline)),
-            Found::Unknown => _ = answer.send(PushOutcome::unsent(PushStatus::Unreachable)),
-            Found::Here => {
-                match self.push_forwarded(&push, ack_deadline) {
-                    Pushed::Done(outcome) => _ = answer.send(outcome),
-                    Pushed::Waiting(waiting) => {
-                        tokio::spawn(async move {
-                            tokio::select! {
-                                outcome = waiting => {
-                                    let _ = answer.send(outcome);
-                                }
-                                // Nobody waits any more, nor is there a place for it.
-                                () = answer.closed() => {}
-                            }
-                        });
-                    }
-                    Pushed::Elsewhere(_) => unreachable!("this node's own connections were pushed to"),
-                }
-            }
-            Found::At(node) => {
-                // The log has nobody else, and it says that it isn't there.
-                let nowhere = async { PushOutcome::unsent(PushStatus::Offline) };
-                let forwarded = self.forward(node, push, move |_, _| nowhere.boxed());
-                tokio::spawn(async move {
-                    let _ = answer.send(forwarded.await.outcome().await);
-                });
-            }
-        }
+        let pushed = match found {
+            Found::At(others) => self.push_at(others, &push, ack_deadline),
+            Found::Nowhere => Pushed::Done(PushOutcome::unsent(PushStatus::Offline)),
+            Found::Unknown => Pushed::Done(PushOutcome::unsent(PushStatus::Unreachable)),
+        };
+        // Fails where nobody waits any more.
+        let _ = answer.send(pushed);
+    }
+}
+
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use plex::proto::{OfflineReason, OnlineStatusKind};
+use plex::proto::{OfflineReason, OnlineStatusKind, PushStatus};
 
 use crate::common::{
     TestDevice, TestServer, eventually,
@@ -221,6 +221,37 @@ async fn what_is_no_question_to_a_node_is_counted_there_and_changes_nothing() {
     .await;
     for from in 0..3 {
         gateways.expect_push(from, &mut alice, "alice").await;
+    }
+}
+
+#[tokio::test]
+async fn while_the_log_takes_nothing_a_push_finds_all_nodes_that_hold_its_uid() {
+    let users = |denied: &str| {
+        let permissions = format!("permissions {{ publish: {{ deny: [{denied}] }} }}");
+        format!("authorization {{ users: [ {{ user: plex, password: plex, {permissions} }} ] }}")
+    };
+    let Some(nats) = Nats::with(1, |_| users("\"nothing\"")).await else { return };
+    let (urls, folder) = (nats.urls(), tempfile::tempdir().unwrap());
+    let password = folder.path().join("password");
+    std::fs::write(&password, "plex").unwrap();
+    let mut gateways = Gateways::with([&urls[..]; 3], |_, config| {
+        config.device.connections_per_uid = 2;
+        (config.cluster.user, config.cluster.password_file) = (Some("plex".into()), Some(password.clone()));
+    })
+    .await;
+    nats.reconfigure(0, &users(&format!("\"{LOG}\"")));
+    gateways.stand_still().await;
+    let mut devices = [gateways.login(1, "alice").await, gateways.login(2, "alice").await];
+    let _bob = gateways.login(1, "bob").await;
+    for (uid, status, connections) in
+        [("alice", PushStatus::Sent, 2), ("bob", PushStatus::Sent, 1), ("nobody", PushStatus::Offline, 0)]
+    {
+        let outcome = gateways.push(0, uid).await;
+        assert_eq!((outcome.status(), outcome.connections), (status, connections), "{uid}: {outcome:?}");
+    }
+    for device in &mut devices {
+        assert_eq!(device.next().await.uri, "/x");
+        device.expect_quiet().await;
     }
 }
 

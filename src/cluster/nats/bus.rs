@@ -15,7 +15,11 @@ use futures_util::StreamExt;
 use hashbrown::HashMap;
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{self, error::TryRecvError},
+        oneshot,
+    },
     time::timeout,
 };
 
@@ -33,6 +37,8 @@ use crate::{
 
 /// The most bytes of pushes that wait for one node; over it, it takes no more.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// How long a queue is kept that nothing comes into: also of a node that has ended nothing stays.
+const QUEUE_KEPT: Duration = Duration::from_secs(60);
 /// How many batches of pushes for one node are under way: more only makes each wait longer.
 const UNDER_WAY: usize = 2;
 /// The most pushes, and about the most bytes, of a batch.
@@ -61,11 +67,36 @@ struct Open {
     destinations: HashMap<Incarnation, Destination>,
     /// Who waits for an answer, and of which node.
     asked: HashMap<u64, (Incarnation, oneshot::Sender<Message>)>,
-    /// Pushes that were sent, and wait for their device.
-    waiting: HashMap<u64, (Incarnation, oneshot::Sender<PushOutcome>)>,
+    waiting: Waiting,
 }
 
-#[derive(Clone)]
+/// Pushes that were sent, and wait for their device; who waits for one doesn't do so for ever. Bounded by twice those
+/// that somebody waits for.
+#[derive(Default)]
+struct Waiting {
+    pushes: HashMap<u64, (Incarnation, oneshot::Sender<PushOutcome>)>,
+    /// Above this many those are looked for that nobody waits for any more.
+    swept_at: usize,
+}
+
+impl Waiting {
+    /// Where the outcome of a push comes that a node is about to get.
+    fn insert(&mut self, id: u64, to: Incarnation) -> oneshot::Receiver<PushOutcome> {
+        if self.pushes.len() >= self.swept_at {
+            self.pushes.retain(|_, (_, later)| !later.is_closed());
+            self.swept_at = (self.pushes.len() * 2).max(64);
+        }
+        let (later, outcome) = oneshot::channel();
+        self.pushes.insert(id, (to, later));
+        outcome
+    }
+
+    fn remove(&mut self, id: u64) -> Option<oneshot::Sender<PushOutcome>> {
+        self.pushes.remove(&id).map(|(_, later)| later)
+    }
+}
+
+/// A node that is pushed to. Its queue is filled while [`Open`] is held.
 struct Destination {
     queue: mpsc::Sender<Item>,
     bytes: Arc<AtomicUsize>,
@@ -124,7 +155,7 @@ impl Bus {
         let mut open = self.open();
         open.destinations.retain(|node, _| !nodes.contains(node));
         open.asked.retain(|_, (node, _)| !nodes.contains(node));
-        open.waiting.retain(|_, (node, _)| !nodes.contains(node));
+        open.waiting.pushes.retain(|_, (node, _)| !nodes.contains(node));
     }
 
     /// Puts a question into a node's queue; false where it isn't taken.
@@ -200,18 +231,16 @@ impl Bus {
         answer: oneshot::Sender<AtOnce>,
     ) -> bool {
         let size = questions::bytes_of(&push);
-        let destination = {
-            let mut open = self.open();
-            open.destinations.entry(to).or_insert_with(|| self.destination(to)).clone()
-        };
-        if destination.bytes.fetch_add(size, Relaxed) + size > QUEUE_BYTES_MAX && size <= QUEUE_BYTES_MAX {
-            destination.bytes.fetch_sub(size, Relaxed);
+        let id = self.0.next.fetch_add(1, Relaxed);
+        let mut open = self.open();
+        let Destination { queue, bytes } = open.destinations.entry(to).or_insert_with(|| self.destination(to));
+        if bytes.fetch_add(size, Relaxed) + size > QUEUE_BYTES_MAX && size <= QUEUE_BYTES_MAX {
+            bytes.fetch_sub(size, Relaxed);
             return false;
         }
-        let id = self.0.next.fetch_add(1, Relaxed);
-        let taken = destination.queue.try_send(Item { id, push, departure, answer, later: None }).is_ok();
+        let taken = queue.try_send(Item { id, push, departure, answer, later: None }).is_ok();
         if !taken {
-            destination.bytes.fetch_sub(size, Relaxed);
+            bytes.fetch_sub(size, Relaxed);
         }
         taken
     }
@@ -223,11 +252,24 @@ impl Bus {
         Destination { queue, bytes }
     }
 
-    /// Sends what waits for a node, in order, until it has ended.
+    /// What waits next for a node; `None`: it has ended, or nothing has come for a while, and its queue is gone.
+    async fn next(&self, to: Incarnation, items: &mut mpsc::Receiver<Item>) -> Option<Item> {
+        if let Ok(item) = timeout(QUEUE_KEPT, items.recv()).await {
+            return item;
+        }
+        let mut open = self.open();
+        let item = items.try_recv();
+        if matches!(item, Err(TryRecvError::Empty)) {
+            open.destinations.remove(&to);
+        }
+        item.ok()
+    }
+
+    /// Sends what waits for a node, in order.
     async fn forward(self, to: Incarnation, mut items: mpsc::Receiver<Item>, bytes: Arc<AtomicUsize>) {
         let under_way = Arc::new(Semaphore::new(UNDER_WAY));
         let mut next = None;
-        while let Some(first) = if next.is_some() { next.take() } else { items.recv().await } {
+        while let Some(first) = if next.is_some() { next.take() } else { self.next(to, &mut items).await } {
             let permit = under_way.clone().acquire_owned().await.expect("it is never closed");
             let bytes_max = self.0.client.max_payload();
             let mut left = Left { batch: Vec::new(), size: 0, next: None };
@@ -244,9 +286,7 @@ impl Bus {
             }
             // Before it is handed over: the device may be faster than the task that takes the answer.
             for item in batch.iter_mut().filter(|item| item.push.ack_timeout.is_some()) {
-                let (later, outcome) = oneshot::channel();
-                self.open().waiting.insert(item.id, (to, later));
-                item.later = Some(outcome);
+                item.later = Some(self.open().waiting.insert(item.id, to));
             }
             let pushes = questions::pushes(batch.iter().map(|item| (item.id, &item.push)));
             // Handed over here, so that the batches keep their order.
@@ -262,39 +302,28 @@ impl Bus {
             Answered::Message(message) => {
                 let outcomes = questions::read_outcomes(&message.payload).unwrap_or_default();
                 for (item, outcome) in batch.into_iter().zip(outcomes) {
-                    // Longer than anybody waits for it: to forget it says that the node has ended.
-                    let wait = item.push.ack_timeout.unwrap_or_default() + 2 * self.0.forward_timeout;
                     let forwarded = match (outcome, item.later) {
                         (Said::Outcome(outcome), _) => Forwarded::Outcome(outcome),
                         (Said::NotHere, _) => Forwarded::NotHere,
                         (Said::Waits(_), None) => Forwarded::Unknown,
                         (Said::Waits(sent), Some(outcome)) => {
-                            self.forget_in(wait, item.id);
                             _ = item.answer.send(AtOnce::Waits(SentAndWaits { sent, outcome }));
                             continue;
                         }
                     };
-                    self.open().waiting.remove(&item.id);
+                    self.open().waiting.remove(item.id);
                     _ = item.answer.send(AtOnce::Told(forwarded));
                 }
             }
             // Dropped: nobody knows.
-            Answered::Nothing => batch.iter().for_each(|item| _ = self.open().waiting.remove(&item.id)),
+            Answered::Nothing => batch.iter().for_each(|item| _ = self.open().waiting.remove(item.id)),
             Answered::NoResponders => {
                 for item in batch {
-                    self.open().waiting.remove(&item.id);
+                    self.open().waiting.remove(item.id);
                     _ = item.answer.send(AtOnce::Told(Forwarded::Unreachable));
                 }
             }
         }
-    }
-
-    fn forget_in(&self, wait: Duration, id: u64) {
-        let bus = self.clone();
-        self.0.runtime.spawn(async move {
-            tokio::time::sleep(wait).await;
-            bus.open().waiting.remove(&id);
-        });
     }
 
     fn ask(&self, to: Incarnation, question: Vec<u8>, wait: Duration) -> Ask {
@@ -323,7 +352,7 @@ impl Bus {
             // What comes without having been asked for: how pushes ended that waited.
             Some(0) => {
                 if let Ok((id, outcome)) = questions::read_later(&message.payload)
-                    && let Some((_, later)) = self.open().waiting.remove(&id)
+                    && let Some(later) = self.open().waiting.remove(id)
                 {
                     _ = later.send(outcome);
                 }
@@ -426,6 +455,7 @@ impl Drop for Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::PushStatus;
 
     fn item(body: usize) -> Item {
         let (uid, text) = (Uid::new("a").unwrap(), "x".repeat(body).into());
@@ -458,6 +488,40 @@ mod tests {
     fn what_would_make_a_message_too_long_for_the_server_goes_with_the_next() {
         let batches = leave([10, 990, 990, 20, 30].map(item), questions::bytes_max(1_000));
         assert_eq!(batches, [vec![10, 990], vec![990, 20, 30]], "each once, in order");
+    }
+
+    #[test]
+    fn a_push_whose_outcome_nobody_waits_for_leaves_nothing_behind() {
+        let mut waiting = Waiting::default();
+        let mut last = None;
+        for id in 0..100_000 {
+            last = Some((id, waiting.insert(id, Incarnation(1))));
+        }
+        assert!(waiting.pushes.capacity() < 1_000, "{}", waiting.pushes.capacity());
+        let (id, mut outcome) = last.unwrap();
+        let told = PushOutcome::unsent(PushStatus::AckTimeout);
+        waiting.remove(id).unwrap().send(told.clone()).unwrap();
+        assert_eq!(outcome.try_recv(), Ok(told));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_nothing_comes_into_goes() {
+        // There is no server, and none is needed.
+        let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
+        let client = options.connect("nats://127.0.0.1:1").await.unwrap();
+        let second = Duration::from_secs(1);
+        let bus = Bus::new(client, Subjects::new("c"), Handle::current(), second, second);
+        bus.set_up(true);
+        for node in 1..=10 {
+            let (answer, answered) = oneshot::channel();
+            let Item { push, departure, .. } = item(1);
+            assert!(bus.send(Incarnation(node), Inbound::Push { push, departure, answer }));
+            // Nobody answers.
+            assert!(answered.await.is_err());
+        }
+        assert_eq!(bus.open().destinations.len(), 10);
+        tokio::time::sleep(2 * QUEUE_KEPT).await;
+        assert_eq!(bus.open().destinations.len(), 0);
     }
 
     #[test]

@@ -50,7 +50,11 @@ impl Member {
             let barrier = self.outgoing.has_barriers();
             let leaving = waits == 0 && self.outgoing.leaves();
             let full = waits >= RECORDS_MAX;
-            if !(beat || leaving || (waits > 0 || barrier || !self.dead.is_empty()) && (gathered || full)) {
+            if !(beat
+                || leaving
+                || self.has_claimed_all()
+                || (waits > 0 || barrier || !self.dead.is_empty()) && (gathered || full))
+            {
                 return;
             }
             let records = self.records(incarnation, beat, leaving);
@@ -69,6 +73,11 @@ impl Member {
         self.unread.len() < room && !self.last_word_sent
     }
 
+    /// Nothing that was held at the join waits any more; the batch that is written now says so, and needn't wait either.
+    fn has_claimed_all(&self) -> bool {
+        self.claimed_by == Some(None) && self.outgoing.len() == 0
+    }
+
     /// When [`Member::write`] has something to do next, if nothing is read.
     pub(super) fn writes_at(&self, now: Micros) -> Micros {
         let beat = micros(self.settings.heartbeat);
@@ -77,6 +86,9 @@ impl Member {
             at = at.min(oldest.sent.max(self.resent) + RESEND);
         }
         if self.may_write() {
+            if self.has_claimed_all() {
+                return now;
+            }
             if !self.unread.iter().any(|unread| unread.beat) {
                 at = at.min(self.last_beat + beat);
             }
@@ -106,7 +118,7 @@ impl Member {
         } else {
             self.outgoing.take(count, &mut records);
         }
-        if self.claimed_by == Some(None) && self.outgoing.len() == 0 {
+        if self.has_claimed_all() {
             self.claimed_by = Some(Some(self.next_number));
         }
         records

@@ -91,6 +91,10 @@ impl Alone {
 
     fn write_and_read(&mut self) {
         self.now += 600_000;
+        self.write_and_read_now();
+    }
+
+    fn write_and_read_now(&mut self) {
         self.member.tick(self.now, &mut self.out);
         for command in std::mem::take(&mut self.out) {
             match command {
@@ -168,6 +172,18 @@ fn changes_are_gathered_unless_told_otherwise() {
     assert_eq!([1, 2, 3, 4, 5].map(|number| gathers.log_in(number)), [1, 0, 0, 0, 0]);
     assert_eq!([1, 2, 3, 4, 5].map(|number| hurries.log_in(number)), [1, 1, 1, 1, 0]);
     assert!(hurries.member.deadline(hurries.now) > hurries.now, "it waits until one was read");
+}
+
+#[test]
+fn a_node_that_holds_nothing_is_in_step_as_soon_as_its_words_are_read() {
+    let mut alone = Alone::before(Duration::from_millis(5));
+    alone.answer(0);
+    for _ in 0..3 {
+        assert_eq!(alone.node.presence().standing, Standing::Joining);
+        alone.now += 1_000;
+        alone.write_and_read_now();
+    }
+    assert_eq!(alone.node.presence().standing, Standing::InStep);
 }
 
 #[test]

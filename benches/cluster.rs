@@ -5,7 +5,7 @@
 //! cargo bench --bench cluster                    all of it, some two minutes
 //! cargo bench --bench cluster -- forward         pushes that another node is asked for, beside those that the device's own is
 //! cargo bench --bench cluster -- presence        logins at one node, told at another
-//! cargo bench --bench cluster -- users           a node with 500,000 users: memory of each, joining, and their loss
+//! cargo bench --bench cluster -- users           a node with a million users: memory of each, joining, and their loss
 //! cargo bench --bench cluster -- slow            a node that stands still for 20 s under 30,000 changes a second
 //! ```
 //!
@@ -80,7 +80,7 @@ const SHORT_LOG: &str = "cluster.log_bytes=8MiB";
 
 /// A crowd at one node: what its users cost the others.
 async fn users(arguments: &Arguments, broken: &mut Broken) {
-    let users = u32::try_from(arguments.number("users", 500_000)).expect("fewer than 2³²");
+    let users = u32::try_from(arguments.number("users", 1_000_000)).expect("fewer than 2³²");
     let rate = u32::try_from(arguments.number("changes", 10_000)).expect("fewer than 2³²");
     let mut joined = Vec::new();
     {

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Driver, Over, api::Failed};
+use super::{Over, api::Failed, driver::Driver};
 use crate::cluster::node::Node;
 
 /// For so long a node has only just started: long enough to take a large state in, too short to have become somebody's

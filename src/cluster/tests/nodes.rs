@@ -1,6 +1,9 @@
 //! Several nodes on one log, and what they ask each other.
 
-use tokio::time::{Instant, advance};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, advance},
+};
 
 use super::*;
 use crate::model::{PushOutcome, PushStatus, Session, Transport};

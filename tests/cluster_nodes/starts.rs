@@ -3,7 +3,14 @@
 use plex::proto::{OfflineReason, PushStatus};
 
 use super::{
-    common::{TestDevice, eventually, node_processes::Gateways, push},
+    common::{
+        TestDevice, eventually, http,
+        link::Link,
+        node_processes::{Gateways, spawn},
+        process::{Home, TestGateway},
+        push,
+    },
+    crowd::{self, Crowd},
     watches,
 };
 
@@ -68,4 +75,34 @@ async fn a_process_that_was_declared_dead_and_replaced_meanwhile_ends_with_1_whe
     assert_eq!(ended.code, 1, "{ended:?}");
     assert!(ended.stderr.contains("another process of this name has joined the cluster"), "{ended:?}");
     nodes.told_states(0, &[("node-1", "ready"), ("node-2", "ready"), ("node-3", "ready")]).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_clock_is_behind_that_of_the_process_before_it_waits_until_that_is_found_dead() {
+    let Some(mut nodes) = Gateways::three().await else { return };
+    let mut watches = watches(&mut nodes, &[0, 1]).await;
+    // It began earlier than the process before it, as it seems.
+    let (home, mut link) = (Home::new(), Link::to(nodes.nats.address(0)).await);
+    link.cut();
+    let mut node = TestGateway::of(spawn(&home, &[format!("nats://{}", link.address)], crowd::NAME, &[])).await;
+    link.tried().await;
+    link.tried().await;
+    let before = Crowd::join(&nodes.nats.urls()[0]).await;
+    before.claim(1).await;
+    for watch in &mut watches {
+        watch.expect_online(&crowd::uid(0)).await;
+    }
+    link.mend();
+    let line = node.process.stderr.until("the cluster doesn't let this node in").await;
+    assert!(line.contains("that started later is there; waiting until it is gone"), "{line}");
+    assert_eq!(http(node.http, "GET", "/readyz").await.0, 503);
+
+    before.fall_silent();
+    for watch in &mut watches {
+        watch.expect_offline(&crowd::uid(0), OfflineReason::NodeLost).await;
+    }
+    eventually("it joins", || async { (http(node.http, "GET", "/readyz").await.0 == 200).then_some(()) }).await;
+    nodes
+        .told_states(0, &[(crowd::NAME, "ready"), ("node-1", "ready"), ("node-2", "ready"), ("node-3", "ready")])
+        .await;
 }

@@ -24,14 +24,18 @@ use super::{
     watches,
 };
 
+/// At which the connections of a uid may replace each other as often as they like.
+async fn three_that_slow_nobody() -> Option<Gateways> {
+    Gateways::each(|_| vec!["device.replaces_per_minute=0".to_owned()]).await
+}
+
 fn devices_at(nodes: &Gateways) -> [SocketAddr; 3] {
     [0, 1, 2].map(|index| nodes.node(index).device())
 }
 
 #[tokio::test]
 async fn of_many_logins_of_a_uid_that_is_online_one_stays_and_no_event_is_told() {
-    let freely = |_| vec!["device.replaces_per_minute=0".to_owned()];
-    let Some(mut nodes) = Gateways::each(freely).await else { return };
+    let Some(mut nodes) = three_that_slow_nobody().await else { return };
     let mut watches = watches(&mut nodes, &[0, 1, 2]).await;
     let mut held = vec![nodes.login(0, "alice").await];
     for watch in &mut watches {
@@ -108,8 +112,7 @@ async fn settled(nodes: &Gateways, uids: &[String]) -> BTreeMap<String, String> 
 
 #[tokio::test]
 async fn after_thousands_of_moves_presence_is_the_truth_and_every_node_has_told_the_same() {
-    let freely = |_| vec!["device.replaces_per_minute=0".to_owned()];
-    let Some(mut nodes) = Gateways::each(freely).await else { return };
+    let Some(mut nodes) = three_that_slow_nobody().await else { return };
     let watches = watches(&mut nodes, &[0, 1, 2]).await;
     let mut reading = JoinSet::new();
     for (index, mut watch) in watches.into_iter().enumerate() {
@@ -175,7 +178,7 @@ async fn is_served(device: &mut TestDevice) -> bool {
 async fn a_subscriber_that_goes_from_node_to_node_misses_nothing_and_hears_nothing_twice() {
     // From so many it hears, one after the other.
     let streams_least = at_scale(60, 1_000);
-    let Some(mut nodes) = Gateways::three().await else { return };
+    let Some(mut nodes) = three_that_slow_nobody().await else { return };
     let mut watches = watches(&mut nodes, &[0, 1]).await;
     let (mut reference, first) = (watches.remove(0), watches.remove(0));
     let mut cursor = first.cursor.clone();

@@ -140,7 +140,7 @@ impl Ground {
 
     /// Waits until a node is ready; in that moment it knows these to be online.
     pub(super) async fn is_ready_and_knows(&self, index: usize, uids: &[String]) {
-        self.nodes.is_ready(index).await;
+        self.nodes.node(index).is_ready().await;
         let uids: Vec<_> = uids.iter().map(String::as_str).collect();
         let states = online(&mut self.nodes.backends[index].clone(), &uids).await;
         let missing: Vec<_> = states.iter().filter(|state| !state.online).map(|state| &state.uid).collect();

@@ -31,7 +31,7 @@ async fn a_node_whose_peer_is_killed_in_the_middle_of_its_join_takes_the_state_f
     told.push(ground.subscribe(2).await);
 
     ground.kill(giver).await;
-    assert_eq!(ground.nodes.readyz(2).await, 503);
+    assert_eq!(ground.nodes.node(2).readyz().await, 503);
     link.mend();
     let some: Vec<_> = ground.crowd_uids().take(1_000).chain(devices_of(stays)).collect();
     ground.is_ready_and_knows(2, &some).await;
@@ -75,13 +75,13 @@ async fn a_node_whose_only_peer_is_killed_begins_anew_but_not_while_anybody_writ
     // Twice as many as would do if nobody wrote.
     let enough = ground.log.written(HELLO) + 2 * 8;
     eventually("it asks whether anybody writes", || async {
-        assert_eq!((ground.nodes.readyz(1).await, ground.log.written(RESET)), (503, 0));
+        assert_eq!((ground.nodes.node(1).readyz().await, ground.log.written(RESET)), (503, 0));
         (ground.log.written(HELLO) >= enough).then_some(())
     })
     .await;
     let Ground { crowd, nodes, log, .. } = ground;
     crowd.fall_silent();
-    nodes.is_ready(1).await;
+    nodes.node(1).is_ready().await;
     assert_eq!(log.written(RESET), 1);
 
     assert_eq!(sorted_words(&watch.until_live().await), "=early");
@@ -117,7 +117,7 @@ async fn the_log_is_lost_under_the_join(moment: fn(&str) -> bool) {
     ground.changes(5 * CHANGES).await;
     ground.log.is_another().await;
     ground.changes(CHANGES).await;
-    assert_eq!(ground.nodes.readyz(1).await, 503);
+    assert_eq!(ground.nodes.node(1).readyz().await, 503);
 
     link.mend();
     let some: Vec<_> = ground.crowd_uids().take(1_000).chain(devices_of(0)).collect();

@@ -25,14 +25,6 @@ async fn refusal(node: TestProcess) -> String {
     why.to_owned()
 }
 
-async fn readyz(node: &TestGateway) -> u16 {
-    http(node.http, "GET", "/readyz").await.0
-}
-
-async fn is_ready(node: &TestGateway) {
-    eventually("it is ready", || async { (readyz(node).await == 200).then_some(()) }).await;
-}
-
 const ANOTHER_NUMBER: &str = "device.connections_per_uid: the nodes that are there have 1, this one has 2";
 
 #[tokio::test]
@@ -60,7 +52,7 @@ async fn a_node_that_finds_out_later_that_it_is_not_let_in_serves_its_own_device
     link.mend();
     let line = other.process.stderr.until("the cluster doesn't let this node in").await;
     assert!(line.contains(ANOTHER_NUMBER), "{line}");
-    assert_eq!(readyz(&other).await, 503);
+    assert_eq!(other.readyz().await, 503);
     // It serves its own devices, of which the others know nothing.
     TestDevice::login(other.device(), "alice").await.expect_quiet().await;
     for backend in &mut nodes.backends {
@@ -69,7 +61,7 @@ async fn a_node_that_finds_out_later_that_it_is_not_let_in_serves_its_own_device
         let outcome = backend.push(push("alice", "/x", "")).await.unwrap().into_inner();
         assert_eq!(outcome.status(), PushStatus::Offline);
     }
-    assert_eq!(readyz(&other).await, 503);
+    assert_eq!(other.readyz().await, 503);
 }
 
 #[tokio::test]
@@ -96,14 +88,14 @@ async fn a_server_whose_messages_are_too_short_for_a_push_ends_the_node_which_na
     assert!(why.starts_with("max_payload: ") && why.contains(&NEEDED.to_string()), "{why}");
     // By default a server's and a node's go together.
     let Some(default) = Nats::one().await else { return };
-    is_ready(&TestGateway::of(spawn(&home, &default.urls(), "node-1", &[])).await).await;
+    TestGateway::of(spawn(&home, &default.urls(), "node-1", &[])).await.is_ready().await;
 
     let Some(nats) = Nats::with(1, |_| format!("max_payload: {NEEDED}")).await else { return };
     let (one, other) = (Home::new(), Home::new());
     let one = TestGateway::of(spawn(&one, &nats.urls(), "node-1", &sets)).await;
     let other = TestGateway::of(spawn(&other, &nats.urls(), "node-2", &sets)).await;
-    is_ready(&one).await;
-    is_ready(&other).await;
+    one.is_ready().await;
+    other.is_ready().await;
     let uid = "u".repeat(255);
     let mut device = TestDevice::login(one.device(), &uid).await;
     let mut backend = super::common::backend(other.control, super::common::SECRET).await;
@@ -136,7 +128,7 @@ async fn a_server_whose_messages_are_too_short_leaves_a_node_that_meets_it_later
     assert!(line.contains("the cluster's servers won't do"), "{line}");
     TestDevice::login(node.device(), "alice").await.expect_quiet().await;
     longer_than_a_death().await;
-    assert_eq!(readyz(&node).await, 503, "it doesn't join");
+    assert_eq!(node.readyz().await, 503, "it doesn't join");
 }
 
 #[tokio::test]
@@ -153,10 +145,10 @@ async fn a_node_that_may_not_write_to_the_log_says_which_permission_it_lacks_onc
         value.expect("it is there").parse::<u64>().expect("a number")
     };
     eventually("it goes on trying", || async { (errors().await >= 3).then_some(()) }).await;
-    assert_eq!(readyz(&node).await, 503);
+    assert_eq!(node.readyz().await, 503);
 
     nats.reconfigure(0, &user_denied("nothing"));
-    is_ready(&node).await;
+    node.is_ready().await;
     let told = node.process.stderr.until("in step with the cluster").await;
     assert!(!told.is_empty());
     let refused = node.process.stderr.seen.iter().filter(|line| line.contains("Permissions Violation"));
@@ -170,11 +162,11 @@ async fn a_node_whose_servers_keep_no_log_says_so_and_joins_when_they_do() {
     let mut node = TestGateway::of(spawn(&home, &nats.urls(), "node-1", &[])).await;
     let line = node.process.stderr.until("the cluster's servers refuse it").await;
     assert!(line.contains("nobody answers for JetStream"), "{line}");
-    assert_eq!(readyz(&node).await, 503);
+    assert_eq!(node.readyz().await, 503);
     nats.reconfigure(0, "");
     nats.kill(0);
     nats.restart(0).await;
-    is_ready(&node).await;
+    node.is_ready().await;
 }
 
 #[tokio::test]
@@ -189,15 +181,15 @@ async fn a_node_that_may_not_read_the_log_says_why_once_and_tries_again_after_a_
     for (home, (name, password)) in [&one, &other].into_iter().zip(["node-1", "node-2"].into_iter().zip(&sets)) {
         nodes.push(TestGateway::of(spawn(home, &nats.urls(), name, &["cluster.user=plex", password])).await);
         if name == "node-1" {
-            is_ready(&nodes[0]).await;
+            nodes[0].is_ready().await;
         }
     }
     let line = nodes[1].process.stderr.until("the cluster's servers refuse it").await;
     assert!(line.contains("can't be read") && line.contains("consumers"), "{line}");
-    assert_eq!(readyz(&nodes[1]).await, 503);
+    assert_eq!(nodes[1].readyz().await, 503);
     // The place of the reader that has gone is free.
     nodes.remove(0);
-    is_ready(&nodes[0]).await;
+    nodes[0].is_ready().await;
     let refused = nodes[0].process.stderr.seen.iter().filter(|line| line.contains("can't be read"));
     assert_eq!(refused.count(), 1, "{:#?}", nodes[0].process.stderr.seen);
 }

@@ -4,7 +4,7 @@ use plex::proto::{OfflineReason, PushStatus};
 
 use super::{
     common::{
-        TestDevice, eventually, http,
+        TestDevice, eventually,
         link::Link,
         node_processes::{Gateways, spawn},
         process::{Home, TestGateway},
@@ -95,13 +95,13 @@ async fn a_node_whose_clock_is_behind_that_of_the_process_before_it_waits_until_
     link.mend();
     let line = node.process.stderr.until("the cluster doesn't let this node in").await;
     assert!(line.contains("that started later is there; waiting until it is gone"), "{line}");
-    assert_eq!(http(node.http, "GET", "/readyz").await.0, 503);
+    assert_eq!(node.readyz().await, 503);
 
     before.fall_silent();
     for watch in &mut watches {
         watch.expect_offline(&crowd::uid(0), OfflineReason::NodeLost).await;
     }
-    eventually("it joins", || async { (http(node.http, "GET", "/readyz").await.0 == 200).then_some(()) }).await;
+    node.is_ready().await;
     nodes
         .told_states(0, &[(crowd::NAME, "ready"), ("node-1", "ready"), ("node-2", "ready"), ("node-3", "ready")])
         .await;

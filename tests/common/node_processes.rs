@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     Backend, SECRET, TestDevice, backend,
     cluster::know_each_other,
-    eventually, http,
+    eventually,
     nats::Nats,
     online,
     process::{ANY_PORTS, Home, TestGateway, TestProcess},
@@ -83,19 +83,8 @@ impl Gateways {
     pub async fn all_ready(&self) {
         know_each_other(&self.backends).await;
         for node in self.nodes.iter().flatten() {
-            let readyz = http(node.http, "GET", "/readyz").await;
-            assert_eq!(readyz.0, 200, "{readyz:?}");
+            assert_eq!(node.readyz().await, 200);
         }
-    }
-
-    /// What `/readyz` of one answers.
-    pub async fn readyz(&self, index: usize) -> u16 {
-        http(self.node(index).http, "GET", "/readyz").await.0
-    }
-
-    /// Waits until one takes devices.
-    pub async fn is_ready(&self, index: usize) {
-        eventually("it is ready", || async { (self.readyz(index).await == 200).then_some(()) }).await;
     }
 
     pub fn node(&self, index: usize) -> &TestGateway {

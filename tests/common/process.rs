@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, http};
 
 /// Somebody's home: where the program is started, and what it knows of the world.
 pub struct Home {
@@ -311,6 +311,16 @@ impl TestGateway {
         let [device, control, http, metrics] = ["device", "control", "http", "metrics"].map(address);
         let needed = |address: Option<SocketAddr>| address.unwrap_or_else(|| panic!("an address: {line}"));
         Self { process, device, control: needed(control), http: needed(http), metrics }
+    }
+
+    /// What `/readyz` answers.
+    pub async fn readyz(&self) -> u16 {
+        http(self.http, "GET", "/readyz").await.0
+    }
+
+    /// Waits until it takes devices.
+    pub async fn is_ready(&self) {
+        eventually("it is ready", || async { (self.readyz().await == 200).then_some(()) }).await;
     }
 
     pub fn url(&self) -> String {

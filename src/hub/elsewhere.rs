@@ -252,7 +252,7 @@ impl Hub {
                     }
                 }
                 Inbound::Holds { uids, answer } => {
-                    let holds = uids.iter().map(|uid| self.0.registry.find(uid.as_str()).iter().next().is_some());
+                    let holds = uids.iter().map(|uid| self.holds(uid.as_str()));
                     let _ = answer.send(holds.collect());
                 }
                 Inbound::Broadcast { uri, body, answer } => {

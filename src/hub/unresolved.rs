@@ -229,7 +229,8 @@ impl Hub {
         group.iter().any(|sought| !sought.nodes.is_empty())
     }
 
-    fn holds(&self, uid: &str) -> bool {
+    /// Whether this node holds a connection of `uid`.
+    pub(super) fn holds(&self, uid: &str) -> bool {
         self.0.registry.find(uid).iter().next().is_some()
     }
 

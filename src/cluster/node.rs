@@ -55,6 +55,22 @@ pub(crate) struct Options {
     pub(crate) broadcast_timeout: Duration,
 }
 
+#[cfg(test)]
+impl Options {
+    /// What tests take where they say nothing else.
+    pub(crate) fn of_tests() -> Self {
+        Self {
+            connections_per_uid: 1,
+            history: 1_000,
+            settle: Duration::ZERO,
+            keepalive: Duration::from_secs(15),
+            heartbeat: Duration::from_millis(500),
+            forward_timeout: Duration::from_secs(2),
+            broadcast_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
 /// Which log a node follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LogIdentity {

@@ -41,15 +41,7 @@ impl Clock {
 }
 
 fn options() -> Options {
-    Options {
-        connections_per_uid: 1,
-        history: 1_000,
-        settle: Duration::ZERO,
-        keepalive: Duration::from_secs(15),
-        heartbeat: Duration::from_millis(500),
-        forward_timeout: Duration::from_secs(2),
-        broadcast_timeout: Duration::from_secs(30),
-    }
+    Options::of_tests()
 }
 
 fn name(text: &str) -> NodeName {

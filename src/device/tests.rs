@@ -115,15 +115,7 @@ impl Node {
         let mut config = DeviceConfig::default();
         change(&mut config);
         let name = NodeName::new("node-1");
-        let options = Options {
-            connections_per_uid: config.connections_per_uid as u16,
-            history: 1_000,
-            settle: Duration::ZERO,
-            keepalive: seconds(15),
-            heartbeat: seconds(1),
-            forward_timeout: seconds(2),
-            broadcast_timeout: seconds(30),
-        };
+        let options = Options { connections_per_uid: config.connections_per_uid as u16, ..Options::of_tests() };
         let (cluster, _) = Cluster::join(&LocalLog::new(1, |_| {}), name.clone(), options);
         let settings = Settings {
             encode: |seq, push, out| frame::encode(frame::ByteOrder::Big, seq, push.uri, push.body, out),

@@ -42,15 +42,7 @@ fn uid(text: &str) -> Uid {
 }
 
 fn options(connections_per_uid: u16) -> Options {
-    Options {
-        connections_per_uid,
-        history: 1_000,
-        settle: Duration::ZERO,
-        keepalive: Duration::from_secs(15),
-        heartbeat: Duration::from_millis(500),
-        forward_timeout: Duration::from_secs(2),
-        broadcast_timeout: Duration::from_secs(30),
-    }
+    Options { connections_per_uid, ..Options::of_tests() }
 }
 
 /// The hub, and another node for each name.

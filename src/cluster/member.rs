@@ -44,7 +44,6 @@ const STILL: Micros = 1_500 * MILLISECOND;
 pub(crate) struct Settings {
     /// When the process started, in µs since 1970.
     pub(crate) start: u64,
-    pub(crate) heartbeat: Duration,
     /// After how many of its own heartbeats a node that says nothing is dead.
     pub(crate) dead_after: u32,
     pub(crate) gather: Duration,
@@ -297,9 +296,7 @@ impl Member {
         if matches!(message, Some(Message::Reset { .. })) {
             self.await_those_who_were_live();
         }
-        if self.clock.read(now, at) {
-            self.outgoing.set_skew(self.clock.skew_ms());
-        }
+        self.clock.read(now, at);
         let counted = self.counts(message.as_ref());
         self.node.fold(sequence, at, message.as_ref(), &mut effects);
         let own = self.life;
@@ -340,6 +337,9 @@ impl Member {
             && self.life == own
         {
             self.read_own_end(now, out);
+        }
+        if let Some(skew) = self.clock.skew_ms() {
+            self.outgoing.set_skew(skew);
         }
         self.effects = effects;
         self.take_parts(now, sequence, at);
@@ -386,6 +386,11 @@ impl Member {
         }
     }
 
+    /// How long it is from a heartbeat to the next.
+    fn beat(&self) -> Micros {
+        micros(self.node.options().heartbeat)
+    }
+
     fn standing(&self) -> Standing {
         self.node.presence().standing
     }
@@ -396,7 +401,7 @@ impl Member {
 
     /// When [`Member::tick`] has something to do next, if nothing comes.
     pub(crate) fn deadline(&self, now: Micros) -> Micros {
-        let beat = micros(self.settings.heartbeat);
+        let beat = self.beat();
         match self.step {
             Step::Away => now + beat.min(STILL),
             Step::Asking { until: at } | Step::Retrying { at } => at,

@@ -205,7 +205,7 @@ pub(crate) async fn join(
     let client = runtime.spawn(client).await.expect("connecting doesn't panic").map_err(|error| error.to_string())?;
 
     let subjects = Subjects::new(&settings.cluster);
-    let Options { heartbeat, forward_timeout, broadcast_timeout, .. } = options;
+    let Options { forward_timeout, broadcast_timeout, .. } = options;
     let bus = Bus::new(client.clone(), subjects.clone(), runtime.clone(), forward_timeout, broadcast_timeout);
     let outgoing = Arc::new(Outgoing::default());
     let left = Arc::new(Notify::new());
@@ -215,7 +215,6 @@ pub(crate) async fn join(
     let node = Arc::new(Node::new(name, Arc::new(engine), false, closes, options));
     let member = Settings {
         start: unix_micros(),
-        heartbeat,
         dead_after: settings.dead_after,
         gather: settings.gather,
         window: settings.window,

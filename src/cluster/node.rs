@@ -176,7 +176,7 @@ impl Node {
             presence.folded = (folded, log.born());
             presence.log = Some(log.identity());
             presence.standing = Standing::InStep;
-            node.standing.send_replace(presence.standing);
+            node.tell_standing(presence.standing);
             drop(presence);
             Arc::new(node)
         });

@@ -4,12 +4,11 @@
 use super::{
     Bounds, Command, Life, MILLISECOND, Member, Micros, RESEND, Step,
     loading::{Loading, Took},
-    micros,
 };
 use crate::{
     cluster::{
         engine::Standing,
-        fold::{Incarnation, Join, Live, Message, SPEAKS},
+        fold::{Incarnation, Join, Message, SPEAKS},
         hosts::Card,
         node::LogIdentity,
         rules::Rule,
@@ -76,7 +75,7 @@ impl Member {
                     out.push(Command::Append(wire::encode(&Message::Reset { nonce: self.nonce })));
                     self.hello.read = 0;
                 }
-                self.hello.next_at = now + micros(self.settings.heartbeat);
+                self.hello.next_at = now + self.beat();
             }
             Message::Batch { .. } => self.hello.read = 0,
             _ => {}
@@ -130,7 +129,7 @@ impl Member {
 
     fn part_failed(&mut self, now: Micros) {
         if let Some(loading) = &self.loading {
-            self.ask_parts_from(now + micros(self.settings.heartbeat), loading.log());
+            self.ask_parts_from(now + self.beat(), loading.log());
         }
     }
 
@@ -193,7 +192,7 @@ impl Member {
             }
             return;
         }
-        if join.start > self.settings.start && joined && self.is_after_last_life(Incarnation(sequence)) {
+        if joined && self.is_replaced_by(join.start, Incarnation(sequence)) {
             return out.push(Command::Superseded);
         }
         if join.start != self.settings.start || join.attempt != self.attempt || self.life != Life::Out {
@@ -209,7 +208,7 @@ impl Member {
         self.told_refusal = false;
         self.next_number = 0;
         self.last_append = None;
-        self.last_beat = now.saturating_sub(micros(self.settings.heartbeat));
+        self.last_beat = now.saturating_sub(self.beat());
         self.resent = now;
         self.claimed_by = Some(None);
         self.node.set_incarnation(Some(Incarnation(sequence)));
@@ -221,9 +220,10 @@ impl Member {
         out.push(Command::Joined(Incarnation(sequence)));
     }
 
-    /// Who began after this node has lived, and not before: what is read of the log again doesn't count.
-    fn is_after_last_life(&self, other: Incarnation) -> bool {
-        self.last_life.is_some_and(|last| other > last)
+    /// Whether a life of this name is a later process's: it started later, and joined after this one has lived. What is
+    /// read of the log again doesn't count.
+    fn is_replaced_by(&self, start: u64, life: Incarnation) -> bool {
+        start > self.settings.start && self.last_life.is_some_and(|last| life > last)
     }
 
     /// The join was read and didn't count: by another number of connections, or for a life of this name that seems later.
@@ -231,8 +231,8 @@ impl Member {
         let own = self.node.options().connections_per_uid;
         let presence = self.node.presence();
         // Its join may have been in what was lost, or came as a part of the state.
-        let is_later = |live: &Live| live.start > self.settings.start && self.is_after_last_life(live.incarnation);
-        if presence.state.live().any(|live| live.name == *self.node.name() && is_later(live)) {
+        let name = self.node.name();
+        if presence.state.live().any(|live| live.name == *name && self.is_replaced_by(live.start, live.incarnation)) {
             return out.push(Command::Superseded);
         }
         let theirs = presence.state.connections_per_uid();
@@ -275,7 +275,7 @@ impl Member {
         {
             self.claimed_by = None;
             // Told with the next word, and that at once.
-            self.last_beat = now.saturating_sub(micros(self.settings.heartbeat));
+            self.last_beat = now.saturating_sub(self.beat());
         }
         if self.claimed_by.is_some() || self.standing() != Standing::Joining {
             return;

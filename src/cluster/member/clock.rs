@@ -43,15 +43,11 @@ impl LogClock {
     }
 
     /// A message was read that the log took at `at`: it isn't earlier now. So the node's clock may have stood still, with the
-    /// machine, and who comes then isn't taken for older than it is. Tells whether more is known by that.
-    pub(crate) fn read(&mut self, now: Micros, at: Millis) -> bool {
+    /// machine, and who comes then isn't taken for older than it is.
+    pub(crate) fn read(&mut self, now: Micros, at: Millis) {
         let least = at.0 as i64 - self.wall(now).0 as i64;
-        match &mut self.skew {
-            Some((skew, _)) if *skew < least => {
-                *skew = least;
-                true
-            }
-            _ => false,
+        if let Some((skew, _)) = &mut self.skew {
+            *skew = least.max(*skew);
         }
     }
 
@@ -60,8 +56,8 @@ impl LogClock {
         self.skew.is_some_and(|(_, took)| took < TOLD_BELOW || self.late >= TRIES)
     }
 
-    /// How many ms the log's clock is ahead; 0 as long as that isn't known.
-    pub(crate) fn skew_ms(&self) -> i64 {
-        self.skew.map_or(0, |(skew, _)| skew)
+    /// How many ms the log's clock is ahead, as far as is known.
+    pub(crate) fn skew_ms(&self) -> Option<i64> {
+        self.skew.map(|(skew, _)| skew)
     }
 }

@@ -109,7 +109,7 @@ impl Loading {
 
     /// Whether parts are to be put in at `sequence`.
     pub(crate) fn is_due(&self, sequence: u64) -> bool {
-        self.parts.iter().flatten().any(|(head, _)| head.sequence <= sequence || !self.exact)
+        self.parts.iter().flatten().any(|(head, _)| is_due(head, sequence, self.exact))
     }
 
     /// Puts those parts into `state` that are exact at `sequence`, a message that the log took `at`; true where none is
@@ -119,8 +119,7 @@ impl Loading {
             return Ok(false);
         }
         for part in &mut self.parts {
-            if part.as_ref().is_some_and(|(head, _)| head.sequence <= sequence || !self.exact) {
-                let (head, bytes) = part.take().expect("it was just seen");
+            if let Some((head, bytes)) = part.take_if(|(head, _)| is_due(head, sequence, self.exact)) {
                 if self.exact && (head.sequence, head.at) != (sequence, at) {
                     // Another history of the log.
                     return Err(Unreadable);
@@ -130,4 +129,8 @@ impl Loading {
         }
         Ok(!state.is_partial())
     }
+}
+
+fn is_due(head: &PartHead, sequence: u64, exact: bool) -> bool {
+    head.sequence <= sequence || !exact
 }

@@ -34,29 +34,17 @@ impl Member {
             // Lost on its way, or is it the reading that stands still?
             return self.ask(now, out);
         }
-        if !self.settings.rules.hold(Rule::OwnHeartbeats) && now >= self.last_beat + micros(self.settings.heartbeat) {
+        if !self.settings.rules.hold(Rule::OwnHeartbeats) && now >= self.last_beat + self.beat() {
             // Without the rule: by the clock.
             self.count_silence();
         }
-        while self.may_write() {
+        while self.may_write() && now >= self.due() {
             if self.asks_time() {
                 self.write_batch(now, incarnation, true, Vec::new(), out);
                 continue;
             }
-            let beat_unread = self.unread.iter().any(|unread| unread.beat);
-            let beat = !beat_unread && now >= self.last_beat + micros(self.settings.heartbeat);
-            let gathered = self.last_append.is_none_or(|last| now >= last + micros(self.settings.gather));
-            let waits = self.outgoing.len();
-            let barrier = self.outgoing.has_barriers();
-            let leaving = waits == 0 && self.outgoing.leaves();
-            let full = waits >= RECORDS_MAX;
-            if !(beat
-                || leaving
-                || self.has_claimed_all()
-                || (waits > 0 || barrier || !self.dead.is_empty()) && (gathered || full))
-            {
-                return;
-            }
+            let beat = self.beat_at().is_some_and(|at| now >= at);
+            let leaving = self.outgoing.len() == 0 && self.outgoing.leaves();
             let records = self.records(incarnation, beat, leaving);
             self.write_batch(now, incarnation, beat, records, out);
         }
@@ -78,25 +66,30 @@ impl Member {
         self.claimed_by == Some(None) && self.outgoing.len() == 0
     }
 
+    /// When the next heartbeat is due; `None`: one is still to be read.
+    fn beat_at(&self) -> Option<Micros> {
+        let is_read = !self.unread.iter().any(|unread| unread.beat);
+        is_read.then_some(self.last_beat + self.beat())
+    }
+
+    /// When the next batch is due, where one may be written.
+    fn due(&self) -> Micros {
+        let waits = self.outgoing.len();
+        let leaving = waits == 0 && self.outgoing.leaves();
+        if self.asks_time() || self.has_claimed_all() || leaving || waits >= RECORDS_MAX {
+            return 0;
+        }
+        let gathers = waits > 0 || self.outgoing.has_barriers() || !self.dead.is_empty();
+        let gathered_at = || self.last_append.map_or(0, |last| last + micros(self.settings.gather));
+        let at = self.beat_at().into_iter().chain(gathers.then(gathered_at)).min();
+        at.unwrap_or(Micros::MAX)
+    }
+
     /// When [`Member::write`] has something to do next, if nothing is read.
     pub(super) fn writes_at(&self, now: Micros) -> Micros {
-        let beat = micros(self.settings.heartbeat);
-        let mut at = now + beat;
-        if let Some(oldest) = self.unread.front() {
-            at = at.min(oldest.sent.max(self.resent) + RESEND);
-        }
-        if self.may_write() {
-            if self.has_claimed_all() {
-                return now;
-            }
-            if !self.unread.iter().any(|unread| unread.beat) {
-                at = at.min(self.last_beat + beat);
-            }
-            if self.outgoing.len() > 0 || self.outgoing.has_barriers() || !self.dead.is_empty() {
-                at = at.min(self.last_append.map_or(now, |last| last + micros(self.settings.gather)));
-            }
-        }
-        at
+        let resends_at = self.unread.front().map(|oldest| oldest.sent.max(self.resent) + RESEND);
+        let writes_at = self.may_write().then(|| self.due());
+        resends_at.into_iter().chain(writes_at).fold(now + self.beat(), Micros::min)
     }
 
     /// What the next batch says.
@@ -155,7 +148,6 @@ impl Member {
         if sent <= now {
             self.lag_ms = u32::try_from((now - sent) / 1_000).unwrap_or(u32::MAX);
             self.clock.read_back(now, sent, at);
-            self.outgoing.set_skew(self.clock.skew_ms());
         }
         if self.standing() == Standing::Still {
             self.stand(Standing::InStep);

@@ -42,15 +42,7 @@ impl Alone {
     fn before(gather: Duration) -> Self {
         let (closes, ..) = Inbox::new();
         let node = Arc::new(Node::new(name("n"), Arc::new(Clock::default().log()), false, closes, options()));
-        let settings = Settings {
-            start: 1,
-            heartbeat: Duration::from_millis(500),
-            dead_after: 7,
-            gather,
-            window: 4,
-            first_floor: 1,
-            rules: Rules::ALL,
-        };
+        let settings = Settings { start: 1, dead_after: 7, gather, window: 4, first_floor: 1, rules: Rules::ALL };
         let outgoing = Arc::<Outgoing>::default();
         let member = Member::new(node.clone(), outgoing.clone(), Millis(Clock::START), 1, settings);
         let mut alone = Self { node, member, outgoing, last: 0, now: 0, out: Vec::new() };

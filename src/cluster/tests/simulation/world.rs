@@ -292,7 +292,6 @@ impl World {
         let inner = Arc::new(inner);
         let settings = Settings {
             start: self.wall().0 * 1_000,
-            heartbeat: Duration::from_millis(500),
             dead_after: 7,
             gather: Duration::from_millis(5),
             window: 4,
